@@ -1,0 +1,131 @@
+"""``python -m tesgate.runner agent …``: the command line of the runner as it ships to other machines."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import socket
+import sys
+import time
+from typing import Any, Dict, List, Optional
+
+import anyio
+
+from .report import Root
+from .settings import AgentSettings
+from .start import run_agent
+
+__all__ = ["main"]
+
+HARD_EXIT = 10.0
+
+
+class _Lines(logging.Formatter):
+    """One JSON object a line, with task and attempt where the record has them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: Dict[str, Any] = {
+            "at": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + ".%03dZ" % record.msecs,
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        for name in ("task", "attempt"):
+            if hasattr(record, name):
+                line[name] = getattr(record, name)
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+def _root(text: str) -> Root:
+    name, sign, path = text.partition("=")
+    writable = True
+    if path.endswith(":ro"):
+        path, writable = path[:-3], False
+    elif path.endswith(":rw"):
+        path = path[:-3]
+    if not sign or not name or not path.startswith("/"):
+        raise argparse.ArgumentTypeError("%r must be NAME=PATH or NAME=PATH:ro with an absolute path" % text)
+    return Root(name=name, path=path, writable=writable)
+
+
+def _label(text: str) -> List[str]:
+    name, sign, value = text.partition("=")
+    if not sign or not name:
+        raise argparse.ArgumentTypeError("%r must be NAME=VALUE" % text)
+    return [name, value]
+
+
+def _version() -> str:
+    from importlib import metadata
+
+    try:
+        return metadata.version("tesgate")
+    except metadata.PackageNotFoundError:
+        return os.environ.get("TESGATE_RUNNER_VERSION", "0")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tesgate.runner")
+    commands = parser.add_subparsers(dest="command", required=True)
+    agent = commands.add_parser("agent", help="carry out the tasks that a gateway gives to this host")
+    agent.add_argument("--url", required=True, help="the gateway, such as https://tes.example.org")
+    agent.add_argument("--token-file", required=True, help="file with the agent's token; may be rewritten at any time")
+    agent.add_argument("--scratch", required=True, help="directory of its own, on a file system that may hold programs")
+    agent.add_argument("--runtime", choices=("docker", "bubblewrap", "none"), default="docker")
+    agent.add_argument("--root", dest="roots", type=_root, action="append", default=[], metavar="NAME=PATH[:ro]")
+    agent.add_argument("--pool", default="default")
+    agent.add_argument("--cpus", type=float, help="offer so many cores instead of what is there")
+    agent.add_argument("--ram-gb", type=float)
+    agent.add_argument("--disk-gb", type=float)
+    agent.add_argument("--slots", type=int, help="so many tasks at a time at most")
+    agent.add_argument("--label", dest="labels", type=_label, action="append", default=[], metavar="NAME=VALUE")
+    agent.add_argument("--idle-exit", type=float, metavar="SECONDS", help="end after so long without gateway and work")
+    agent.add_argument("--docker-socket", default="/var/run/docker.sock")
+    agent.add_argument("--auth-file", help="config.json with credentials for registries")
+    agent.add_argument("--network", help="the engine network that tasks get by default")
+    agent.add_argument("--ca-file", help="certificate authorities to trust for the gateway")
+    agent.add_argument("--host-name", help="what to call this host", default=None)
+    agent.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
+    return parser
+
+
+def main(argv: Optional[List[str]] = None) -> int:
+    """Parse the command line and run; returns the exit code."""
+    given = _parser().parse_args(argv)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Lines())
+    logging.basicConfig(level=given.log_level.upper(), handlers=[handler])
+    logging.getLogger("urllib3").setLevel(logging.ERROR)
+    settings = AgentSettings(
+        url=given.url,
+        token_file=given.token_file,
+        scratch=given.scratch,
+        runtime=given.runtime,
+        roots=given.roots,
+        pool=given.pool,
+        cpus=given.cpus,
+        ram_gb=given.ram_gb,
+        disk_gb=given.disk_gb,
+        slots=given.slots,
+        labels=dict(given.labels),
+        idle_exit=given.idle_exit,
+        docker_socket=given.docker_socket,
+        auth_file=given.auth_file,
+        network=given.network,
+        ca_file=given.ca_file,
+        host=given.host_name or socket.gethostname(),
+        version=_version(),
+        hard_exit_after=HARD_EXIT,
+    )
+    return anyio.run(run_agent, settings)
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stderr.flush()
+    # A thread may still wait in a call that nobody waits for any more; there is nothing left to be tidied.
+    os._exit(code)

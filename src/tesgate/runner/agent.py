@@ -1,0 +1,321 @@
+"""The agent of a host: keeps a session with the gateway, begins, stops and forgets attempts, goes on after a crash."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from typing import Dict, Optional
+
+import anyio
+import anyio.abc
+import anyio.to_thread
+
+from . import crash
+from .attempt import Attempt
+from .facts import agent_facts
+from .gateway import Backoff, GatewayClient, GatewayFault, Gone, Unauthorized
+from .journal import Journal
+from .plan import Plan
+from .report import AttemptRef, Have, PollAnswer, PollRequest, Registered
+from .runtime.base import RuntimeFault
+from .scratch import Scratch, ScratchError
+from .settings import AgentSettings
+from .work import Tools
+
+__all__ = ["EXIT_LOCKED", "EXIT_OK", "EXIT_SCRATCH", "EXIT_SUPERSEDED", "Agent"]
+
+EXIT_OK = 0
+EXIT_SCRATCH = 3
+"""The scratch directory cannot be used, or this installation lacks a part."""
+EXIT_LOCKED = 4
+"""Another agent works in this scratch directory."""
+EXIT_SUPERSEDED = 5
+"""Our scratch was taken away from under us and another session took our place."""
+
+PROBE_PATIENCE = 30.0
+FLUSH = 2.0
+UNAUTHORIZED_PAUSE = 5.0
+AGAIN = 30.0
+CONTACT_EVERY = 60.0
+
+_log = logging.getLogger("tesgate.agent")
+
+
+class Agent:
+    """One living agent; `run` returns its exit code."""
+
+    def __init__(self, *, settings: AgentSettings, scratch: Scratch, client: GatewayClient, tools: Tools) -> None:
+        self._settings, self._scratch, self._client, self._tools = settings, scratch, client, tools
+        self._attempts: Dict[str, Attempt] = {}
+        self._agent = ""
+        self._group: Optional[anyio.abc.TaskGroup] = None
+        self._scope: Optional[anyio.CancelScope] = None
+        self._ending = False
+        self._runtime_works = False
+        self._registered: Optional[Registered] = None
+        self._contact = time.monotonic()
+        self._noted = 0.0
+
+    async def run(self) -> int:
+        """Work until told to end, idle without a gateway, or superseded."""
+        async with anyio.create_task_group() as group:
+            self._group = group
+            if threading.current_thread() is threading.main_thread():
+                await group.start(self._signals)
+            group.start_soon(self._tools.watch.run)
+            group.start_soon(self._ends)
+            self._adopt()
+            group.start_soon(self._remove_orphans)
+            await self._probe(PROBE_PATIENCE)
+            if not self._runtime_works and self._tools.runtime.name != "none":
+                group.start_soon(self._probe_on)
+            code = await self._sessions()
+            with anyio.move_on_after(FLUSH):
+                async with anyio.create_task_group() as last:
+                    for attempt in self._attempts.values():
+                        last.start_soon(attempt.flush)
+            self._client.close()
+            group.cancel_scope.cancel()
+        return code
+
+    def end(self) -> None:
+        """Have the agent end: containers go on, and the next start takes them up."""
+        self._ending = True
+        if self._settings.hard_exit_after is not None:
+            timer = threading.Timer(self._settings.hard_exit_after, os._exit, (EXIT_OK,))
+            timer.daemon = True
+            timer.start()
+        if self._scope is not None:
+            self._scope.cancel()
+
+    async def _signals(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
+            task_status.started()
+            async for number in received:
+                _log.info("told to end by %s; containers go on", signal.Signals(number).name)
+                self.end()
+
+    # -- the runtime -------------------------------------------------------------------------------------------
+
+    async def _probe(self, patience: float) -> None:
+        deadline = anyio.current_time() + patience
+        backoff = Backoff()
+        while not self._ending and self._tools.runtime.name != "none":
+            try:
+                found = await self._tools.runtime.probe()
+            except RuntimeFault as exc:
+                pause = backoff.next()
+                if anyio.current_time() + pause > deadline:
+                    _log.error("no executors can run here for now: %s", exc)
+                    return
+                await anyio.sleep(pause)
+                continue
+            self._runtime_works = True
+            _log.info("runtime %s %s", found.name, found.version)
+            for note in found.notes:
+                _log.info("runtime %s: %s", found.name, note)
+            return
+
+    async def _probe_on(self) -> None:
+        while not self._runtime_works:
+            await anyio.sleep(AGAIN)
+            await self._probe(0.0)
+        self._registered = None  # say so
+        if self._scope is not None:
+            self._scope.cancel()
+
+    async def _ends(self) -> None:
+        while True:
+            try:
+                async for name in self._tools.runtime.ended():
+                    self._tools.watch.notify(name)
+            except RuntimeFault as exc:
+                _log.info("the runtime does not say what ends for now: %s", exc)
+            await anyio.sleep(AGAIN / 6)
+
+    async def _remove_orphans(self) -> None:
+        """Remove containers of this scratch root whose attempt directory is gone."""
+        backoff = Backoff()
+        while True:
+            try:
+                for name in await self._tools.runtime.names(""):
+                    if name.rpartition("-")[0] not in self._attempts:
+                        _log.warning("removing the container %s: there is no attempt of it", name)
+                        await self._tools.runtime.remove(name)
+                return
+            except RuntimeFault as exc:
+                _log.warning("containers of earlier attempts cannot be looked for now: %s", exc)
+            await anyio.sleep(max(1.0, backoff.next()))
+
+    # -- sessions ----------------------------------------------------------------------------------------------
+
+    async def _sessions(self) -> int:
+        backoff, unheard = Backoff(), Backoff(first=0.1, early=1.0, late=1.0)
+        while not self._ending:
+            pause = 0.0
+            with anyio.CancelScope() as self._scope:
+                try:
+                    registered = self._registered or await self._register()
+                    began = anyio.current_time()
+                    answer = await self._client.poll(self._request(registered))
+                    self._heard()
+                    backoff.reset()
+                    if self._obey(answer) or anyio.current_time() - began > 1.0:
+                        unheard.reset()
+                    else:
+                        pause = unheard.next()  # it repeats what we are about to do: no need to ask at full speed
+                except Gone as exc:
+                    if not self._scratch.holds_lock():
+                        _log.error("another agent has taken over, this one ends: %s", exc)
+                        return EXIT_SUPERSEDED
+                    _log.warning("registering anew: %s", exc)
+                    self._registered = None
+                    pause = backoff.next()
+                except Unauthorized as exc:
+                    _log.error("the gateway does not take the agent's token in %s: %s", self._settings.token_file, exc)
+                    pause = UNAUTHORIZED_PAUSE
+                except GatewayFault as exc:
+                    _log.info("no gateway for now: %s", exc)
+                    pause = backoff.next()
+                if pause and not self._client.reachable and self._is_idle():
+                    _log.info("nobody needs this agent any more: it ends")
+                    return EXIT_OK
+                self._abandon_if_alone()
+                if pause:
+                    await self._client.pause(pause)
+        return EXIT_OK
+
+    async def _register(self) -> Registered:
+        runtime = self._tools.runtime.name if self._runtime_works else None
+        facts = agent_facts(self._settings, instance=self._scratch.instance, runtime=runtime)
+        try:
+            registered = await self._client.register(facts)
+        except Gone:
+            # This instance is closed for good, and so is all that it had.
+            for attempt in self._attempts.values():
+                attempt.abandon()
+            self._scratch.new_instance()
+            raise
+        self._registered = registered
+        self._agent = registered.agent
+        self._heard()
+        _log.info("agent %s, session %d", registered.agent, registered.session)
+        return registered
+
+    def _request(self, registered: Registered) -> PollRequest:
+        have = [Have(a.ref.task, a.ref.attempt) for a in self._attempts.values() if a.wanted]
+        return PollRequest(agent=registered.agent, session=registered.session, have=have, wait=self._settings.poll_wait)
+
+    def _heard(self) -> None:
+        self._contact = time.monotonic()
+        if self._contact - self._noted > CONTACT_EVERY or not self._noted:
+            self._noted = self._contact
+            self._scratch.note_contact()
+
+    def _is_idle(self) -> bool:
+        limit = self._settings.idle_exit
+        if limit is None or time.monotonic() - self._contact < limit:
+            return False
+        return all(attempt.settled for attempt in self._attempts.values())
+
+    def _abandon_if_alone(self) -> None:
+        if not self._client.reachable and time.time() - self._scratch.last_contact() > self._settings.abandon_after:
+            for attempt in self._attempts.values():
+                if attempt.wanted:
+                    _log.error("no gateway for so long that attempt %s is given up", attempt.plan.external_name)
+                    attempt.abandon()
+
+    # -- what the gateway wants --------------------------------------------------------------------------------
+
+    def _obey(self, answer: PollAnswer) -> bool:
+        """Do what an answer says; False where all of it was known."""
+        news = False
+        for plan in answer.start:
+            news = self._begin(plan) or news
+        for order in answer.stop:
+            attempt = self._find(AttemptRef(order.task, order.attempt))
+            if attempt is not None:
+                attempt.stop(order.grace)
+            elif not self._scratch.entombed(order.task, order.attempt):
+                self._scratch.entomb(order.task, order.attempt)
+                _log.info("attempt %s/%d was stopped before it began", order.task, order.attempt)
+                news = True
+        for ref in answer.forget:
+            attempt = self._find(ref)
+            if attempt is not None and attempt.wanted:
+                attempt.forget()
+                news = True
+        return news
+
+    def _find(self, ref: AttemptRef) -> Optional[Attempt]:
+        for attempt in self._attempts.values():
+            if attempt.ref == ref:
+                return attempt
+        return None
+
+    def _begin(self, plan: Plan) -> bool:
+        try:
+            if plan.external_name in self._attempts or self._scratch.entombed(plan.task, plan.attempt):
+                return False
+            made = self._scratch.begin(plan)
+        except (ScratchError, OSError) as exc:
+            _log.error("attempt %s cannot begin here: %s", plan.external_name, exc)
+            return False
+        if made is None:
+            return False
+        crash.point("after-begun")
+        self._live(plan, made[0], made[1])
+        return True
+
+    # -- attempts ----------------------------------------------------------------------------------------------
+
+    def _adopt(self) -> None:
+        """Take up every attempt directory that is there."""
+        if not os.path.exists(os.path.join(self._scratch.root, "contact")):
+            self._scratch.note_contact()
+        for name in self._scratch.names():
+            try:
+                plan, journal = self._scratch.load(name)
+            except (OSError, ValueError) as exc:
+                # A host that lost power before anything of it was started: as if it had never been there. Should a
+                # container of it run all the same, it is an orphan and is removed as such.
+                _log.error("the attempt directory %s is damaged and is removed: %s", name, exc)
+                self._scratch.remove(name)
+                continue
+            _log.info("going on", extra={"task": plan.task, "attempt": plan.attempt})
+            self._live(plan, self._scratch.path(name), journal)
+
+    def _live(self, plan: Plan, path: str, journal: Journal) -> None:
+        attempt = self._attempt(plan, path, journal)
+        if self._group is not None:
+            self._group.start_soon(self._until_removed, attempt)
+
+    def _attempt(self, plan: Plan, path: str, journal: Journal) -> Attempt:
+        attempt = Attempt(
+            plan=plan,
+            path=path,
+            journal=journal,
+            scratch=self._scratch,
+            tools=self._tools,
+            agent=self._agent,
+            log=_log,
+        )
+        self._attempts[plan.external_name] = attempt
+        return attempt
+
+    async def _until_removed(self, attempt: Attempt) -> None:
+        name = attempt.plan.external_name
+        while True:
+            try:
+                await attempt.run()
+                break
+            except Exception:  # one attempt's fault must not end the others; it goes on from its journal
+                _log.exception("attempt %s met a fault of the agent; it is taken up again", name)
+            await anyio.sleep(AGAIN)
+            plan, journal = self._scratch.load(name)
+            attempt = self._attempt(plan, attempt.path, journal)
+        if self._attempts.get(name) is attempt:
+            del self._attempts[name]

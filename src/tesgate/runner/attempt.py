@@ -1,0 +1,326 @@
+"""The life of one attempt on an agent: works, says its last word, is stopped or lost, and is forgotten in the end."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Awaitable, Callable, Optional
+
+import anyio
+import anyio.to_thread
+
+from . import crash
+from .gateway import Backoff, Conflict, GatewayFault, Gone, Unauthorized
+from .journal import Journal
+from .logs import LogFollower
+from .plan import Plan
+from .record import Final, Record
+from .report import Answer, AttemptRef
+from .reporter import UNAUTHORIZED_PAUSE, Reporter
+from .runtime.base import RuntimeFault
+from .scratch import Scratch
+from .work import Tools, Work
+
+__all__ = ["Attempt"]
+
+LOG_PATIENCE = 60.0
+"""Seconds without progress after which logs that nobody takes no longer hold back the removal of an attempt."""
+FINISH_LOG_LIMIT = 30.0
+"""Seconds that the last word waits for long logs; what is left then is sent after it."""
+SETTLE = 0.3
+"""Seconds between the last word and the removal of containers: exec has yet to exit, and others want the processor."""
+
+
+class Attempt:
+    """One attempt directory. `run` does everything; the other methods only leave a wish and return at once."""
+
+    def __init__(
+        self,
+        *,
+        plan: Plan,
+        path: str,
+        journal: Journal,
+        scratch: Scratch,
+        tools: Tools,
+        agent: str,
+        log: logging.Logger,
+    ) -> None:
+        self.plan, self.path, self._journal, self._scratch, self._tools = plan, path, journal, scratch, tools
+        self.ref = AttemptRef(task=plan.task, attempt=plan.attempt)
+        self._log = logging.LoggerAdapter(log, {"task": plan.task, "attempt": plan.attempt})
+        known = journal.find("agent")
+        if known is None and agent:
+            known = journal.append("agent", name=agent)
+        agent = str(known["name"]) if known is not None else ""
+        metadata = {"host": tools.host, "agent": agent, "runtime": tools.runtime.name}
+        self._record = Record(plan=plan, journal=journal, metadata=metadata)
+        self._reporter = Reporter(
+            client=tools.client,
+            ref=self.ref,
+            token=plan.token,
+            instance=scratch.instance,
+            journal=journal,
+            snapshot=self._record.snapshot,
+            answered=self._answered,
+            gone=self._be_gone,
+            log=self._log,
+        )
+        self._logs = LogFollower(
+            client=tools.client,
+            ref=self.ref,
+            token=plan.token,
+            journal=journal,
+            attempt_dir=path,
+            cap=plan.log_bytes,
+            tail_bytes=plan.tail_bytes,
+            changed=self._tail,
+            log=self._log,
+        )
+        self._work = Work(
+            plan=plan,
+            attempt_dir=path,
+            record=self._record,
+            reporter=self._reporter,
+            logs=self._logs,
+            tools=tools,
+            log=self._log,
+        )
+        self._scope: Optional[anyio.CancelScope] = None
+        self._grace: Optional[float] = None
+        self._gone = journal.find("gone") is not None
+        self._resumed = len(journal.all("resumed")) > 1
+        self._unsure = False
+        self._forget = anyio.Event()
+        stopping = journal.find("stopping")
+        if stopping is not None:
+            self._grace = float(stopping["grace"])
+        self.settled = journal.find("settled") is not None
+        """The gateway has heard the last word."""
+        self.forgotten = journal.find("forgotten") is not None
+        """The gateway wants no more of it: it is being removed and not in `have` any more."""
+        if self.forgotten:
+            self._forget.set()
+
+    @property
+    def wanted(self) -> bool:
+        """Whether the gateway still counts on it: it is in `have`."""
+        return not self._gone and not self.forgotten
+
+    # -- wishes ------------------------------------------------------------------------------------------------
+
+    def stop(self, grace: float) -> None:
+        """Have it stopped: `grace` seconds between a polite signal and a kill."""
+        if self._grace is None and not self.settled and not self._gone:
+            self._grace = grace
+            self._interrupt()
+
+    def forget(self) -> None:
+        """Have it removed: it has ended, and the gateway has all it wants."""
+        if not self.forgotten:
+            self._journal.append("forgotten")
+            self.forgotten = True
+            self._forget.set()
+            if not self.settled:
+                self._log.info("the attempt is over for the gateway, which never heard our last word")
+                self._be_gone()
+
+    def abandon(self) -> None:
+        """Have everything of it removed; nobody will ask for it any more."""
+        self._be_gone()
+        self._forget.set()
+
+    async def flush(self) -> None:
+        """Send what has not been reported yet, once."""
+        if not self.settled and not self._gone:
+            await self._reporter.flush()
+
+    def _be_gone(self) -> None:
+        if not self._gone and not self.settled:
+            self._gone = True
+            self._interrupt()
+
+    def _interrupt(self) -> None:
+        if self._scope is not None:
+            self._scope.cancel()
+
+    def _answered(self, answer: Answer) -> None:
+        if answer.stop:
+            self.stop(answer.grace)
+
+    def _tail(self, executor: int, stream: str, text: str) -> None:
+        self._record.tail(executor, stream, text)
+        self._reporter.changed()
+
+    # -- life --------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Live until everything of this attempt is removed, or cancelled: then a later run goes on."""
+        try:
+            async with anyio.create_task_group() as group:
+                if not self.settled:
+                    group.start_soon(self._reporter.run)
+                group.start_soon(self._logs.run)
+                if self._resumed:
+                    self._work.resume_logs()
+                    self._reporter.changed()
+                while not self.settled and not self._gone:
+                    await self._once()
+                self._reporter.close()
+                await self._clean_up()
+                group.cancel_scope.cancel()
+        finally:
+            self._journal.close()
+
+    async def _once(self) -> None:
+        """Work, or stop, until that is done or something else is wanted."""
+        try:
+            if self._grace is None:
+                with anyio.CancelScope() as self._scope:
+                    final = await self._work.run()
+                    await self._wait_for_long_logs()
+                    await self._say_final(final)
+            else:
+                await self._stop(self._grace)
+        except Gone:
+            self._gone = True
+        except (RuntimeFault, OSError) as exc:
+            self._log.error("trying again in a moment: %s", exc)
+            await anyio.sleep(5.0)
+        finally:
+            self._scope = None
+
+    async def _wait_for_long_logs(self) -> None:
+        if self._logs.unsent() > self.plan.tail_bytes:
+            with anyio.move_on_after(FINISH_LOG_LIMIT):
+                await self._logs.drained(LOG_PATIENCE / 6)
+
+    async def _say_final(self, final: Final) -> None:
+        crash.point("before-finish")
+
+        async def send() -> Answer:
+            return await self._reporter.send(
+                final.message,
+                state=final.state,
+                cause=final.cause,
+                outputs=final.outputs,
+                published=final.published,
+            )
+
+        await self._say(final.message, send, leased=final.published)
+        crash.point("after-finish")
+
+    async def _stop(self, grace: float) -> None:
+        """Stop what runs, take nothing to its place, and say so."""
+        self._log.info("stopping")
+        if self._journal.find("stopping") is None:
+            self._journal.append("stopping", sync=True, grace=grace)
+        for index in range(len(self.plan.executors)):
+            if self._journal.find("starting", executor=index) and not self._journal.find("ended", executor=index):
+                step = self._work.step(index)
+                await self._until_engine(lambda name=step.name: self._tools.runtime.stop(name, grace))  # type: ignore[misc]
+                self._work.show_stopped(index)
+        await self._work.discard()
+        await self._say("stopped", lambda: self._reporter.send("stopped"))
+
+    async def _say(self, message: str, send: Callable[[], Awaitable[Answer]], leased: bool = False) -> None:
+        """Send the last word until it is heard, or something else is wanted. Raises `Gone`."""
+        self._reporter.close()
+        backoff = Backoff()
+        try:
+            while True:
+                pause = 1.0
+                try:
+                    answer = await send()
+                    if not answer.stop or message == "stopped":
+                        self.settled = True
+                        self._journal.append("settled", message=message)
+                        return
+                    self._unsure = True
+                except Conflict as exc:
+                    self._log.info("not yet: %s", exc)
+                    if leased:
+                        await self._renew()
+                except Unauthorized as exc:
+                    self._log.error("the gateway does not take this attempt's token: %s", exc)
+                    pause = UNAUTHORIZED_PAUSE
+                except Gone:
+                    raise
+                except GatewayFault as exc:
+                    self._log.info("the last word waits for the gateway: %s", exc)
+                    self._unsure = True
+                    pause = backoff.next()
+                await self._tools.client.pause(pause)
+        finally:
+            if not self.settled:
+                self._reporter.open()
+
+    async def _renew(self) -> None:
+        """The lease under which outputs became visible has run out: it is needed once more for the last word."""
+        try:
+            await self._reporter.send("publish")
+        except Gone:
+            raise
+        except GatewayFault as exc:
+            self._log.info("no lease for the last word yet: %s", exc)
+
+    # -- removal -----------------------------------------------------------------------------------------------
+
+    async def _clean_up(self) -> None:
+        """Remove containers, wait for the word (unless we are not wanted any more), then logs, then the directory."""
+        crash.point("before-release")
+        if self._gone:
+            if self._journal.find("gone") is None:
+                self._journal.append("gone")
+            await self._remove_containers()
+            await self._work.discard()
+            if self._unsure or self.forgotten:
+                await self._logs.drained(LOG_PATIENCE)
+        else:
+            await anyio.sleep(SETTLE)
+            await self._remove_containers()
+            await self._forget.wait()
+            if not await self._logs.drained(LOG_PATIENCE):
+                self._log.warning("%d bytes of logs could not be stored", self._logs.unsent())
+        self._scratch.entomb(self.ref.task, self.ref.attempt)
+        await self._remove_directory()
+        self._log.info("removed")
+
+    async def _remove_containers(self) -> None:
+        if self._journal.find("removed") is not None:
+            return
+        for index in range(len(self.plan.executors)):
+            if self._journal.find("starting", executor=index):
+                name = self._work.step(index).name
+                await self._until_engine(lambda name=name: self._remove(name))  # type: ignore[misc]
+        self._journal.append("removed")
+
+    async def _remove(self, name: str) -> None:
+        async with self._tools.removals:
+            await self._tools.runtime.remove(name)
+
+    async def _until_engine(self, call: Callable[[], Awaitable[None]]) -> None:
+        """Call until the engine has done it; what we asked it to run must not stay."""
+        backoff = Backoff()
+        while True:
+            try:
+                await call()
+                return
+            except RuntimeFault as exc:
+                self._log.warning("waiting for the engine: %s", exc)
+            await anyio.sleep(backoff.next())
+
+    async def _remove_directory(self) -> None:
+        for last in (False, True):
+            try:
+                await anyio.to_thread.run_sync(self._scratch.remove, self.plan.external_name)
+                return
+            except OSError as exc:
+                if last or os.getuid() == 0:
+                    self._log.error("the attempt's directory cannot be removed: %s", exc)
+                    return
+            paths = self._scratch.remains(self.plan.external_name)
+            try:
+                await self._tools.runtime.own(self.plan.executors[0].image, paths, os.getuid(), os.getgid())
+            except RuntimeFault as exc:
+                self._log.error("files of another user stay in the scratch directory: %s", exc)
+                return

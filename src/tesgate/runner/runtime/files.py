@@ -1,0 +1,191 @@
+"""Files of a container's own file system: out of it after a step, into it before the next."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import tarfile
+from typing import IO, Any, Dict, Iterator, List, Pattern, cast
+
+from urllib3.exceptions import HTTPError
+
+from ..transfer.globs import base_of, expand_braces, regex
+from .archive import UnsafePath, extract, pack, parts_of
+from .base import Bind, Collect, EngineUnavailable, RuntimeFault, StepRefused
+from .engine import Engine, EngineError, Stream, in_path
+
+__all__ = ["ContainerFiles"]
+
+_IDLE = 120.0
+_LINKS = 8
+_DELETED, _ADDED = 2, 1
+
+
+class ContainerFiles:
+    """Copies between the containers of one engine and directories of ours, by streamed tars."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def collect(self, name: str, items: List[Collect], root: str) -> List[str]:
+        """`Runtime.collect`. A path that does not exist is no fault: whoever stores outputs says so."""
+        notes: List[str] = []
+        paths: List[str] = []
+        patterns = [item.path for item in items if item.pattern]
+        if patterns:
+            changes = await self._engine.call(self._changes, name)
+            paths += _matching(patterns, changes, notes)
+        paths += [item.path for item in items if not item.pattern]
+        for path in dict.fromkeys(paths):
+            notes += await self._engine.call_stream(_bound(self._fetch, name, path, root), timeout=_IDLE)
+        return notes
+
+    async def restore(self, name: str, items: List[Collect], root: str, binds: List[Bind]) -> None:
+        """`Runtime.restore`, for a container that exists and was never started."""
+        paths = await self._engine.call(_present, items, root, [bind.target for bind in binds])
+        if paths:
+            await self._engine.call_stream(_bound(self._put, name, root, paths), timeout=_IDLE)
+
+    def _changes(self, name: str) -> Dict[str, int]:
+        try:
+            found = self._engine.request("GET", "/containers/%s/changes" % in_path(name)).json() or []
+        except EngineError as error:
+            raise _collect_fault(name, error) from error
+        return {entry["Path"]: entry["Kind"] for entry in found}
+
+    def _fetch(self, stream: Stream, name: str, path: str, root: str) -> List[str]:
+        wanted = path
+        for _ in range(_LINKS):
+            try:
+                self._engine.open(stream, "GET", "/containers/%s/archive" % in_path(name), {"path": wanted})
+            except EngineError as error:
+                if error.status == 404 and "no such container" not in error.message.lower():
+                    return []
+                raise _collect_fault(name, error) from error
+            link = _link_target(stream.headers.get("X-Docker-Container-Path-Stat", ""))
+            if not link or link == wanted:
+                break
+            # The output's path is itself a link: what it leads to inside the container is meant.
+            stream.close()
+            wanted = link
+        try:
+            return extract(cast(IO[bytes], stream), root, path)
+        except UnsafePath as error:
+            return ["The output %s was not collected: %s." % (path, error)]
+        except (tarfile.TarError, HTTPError) as error:
+            raise EngineUnavailable(
+                "The engine broke off while %s was copied out of the container (%s)." % (path, error)
+            ) from error
+        except OSError as error:
+            if stream.aborted:
+                raise self._engine.gone(error) from error
+            raise EngineUnavailable(
+                "The output %s could not be copied out of the container (%s)." % (path, error.strerror or error)
+            ) from error
+
+    def _put(self, stream: Stream, name: str, root: str, paths: List[str]) -> None:
+        headers = {"Content-Type": "application/x-tar"}
+        blocks = _large(pack(root, paths))
+        try:
+            self._engine.open(
+                stream, "PUT", "/containers/%s/archive" % in_path(name), {"path": "/"}, body=blocks, headers=headers
+            )
+            stream.read()
+        except UnsafePath as error:
+            raise StepRefused("Outputs of an earlier executor could not be put back: %s." % error) from error
+        except EngineError as error:
+            raise EngineUnavailable(
+                "Outputs of an earlier executor could not be put back (%s)." % error.message
+            ) from error
+
+
+def _bound(function: Any, *args: Any) -> Any:
+    return lambda stream: function(stream, *args)
+
+
+def _collect_fault(name: str, error: EngineError) -> RuntimeFault:
+    if error.status == 404:
+        return EngineUnavailable("The container %s was gone before its outputs could be collected." % name)
+    return EngineUnavailable("Outputs could not be copied out of the container (%s)." % error.message)
+
+
+def _link_target(header: str) -> str:
+    try:
+        found = json.loads(base64.b64decode(header)) if header else {}
+        return str(found.get("linkTarget") or "")
+    except ValueError:
+        return ""
+
+
+def _compiled(pattern: str) -> List[Pattern[str]]:
+    return [regex(plain.rstrip("/")) for plain in expand_braces(pattern)]
+
+
+def _matching(patterns: List[str], changes: Dict[str, int], notes: List[str]) -> List[str]:
+    """Which changed paths the patterns mean: files as they are, new directories whole (once), old ones not at all.
+
+    A directory of the image itself that merely has something new in it is never copied whole.
+    """
+    found: List[str] = []
+    parents = {path.rpartition("/")[0] for path in changes}
+    for pattern in patterns:
+        try:
+            wanted = _compiled(pattern)
+        except ValueError as error:
+            notes.append("The output pattern %s cannot be used: %s." % (pattern, error))
+            continue
+        for path, kind in sorted(changes.items()):
+            if kind == _DELETED or (kind != _ADDED and path in parents):
+                continue
+            if any(path.startswith(above + "/") for above in found):
+                continue
+            if any(one.fullmatch(path) for one in wanted):
+                found.append(path)
+    return found
+
+
+def _present(items: List[Collect], root: str, targets: List[str]) -> List[str]:
+    """What `collect` left below `root`; never anything at or below a mount, which the container has already."""
+    paths: List[str] = []
+    for item in items:
+        if not item.pattern:
+            if not _below(item.path, targets):
+                paths.append(item.path)
+            continue
+        wanted = _compiled(item.path)
+        top = base_of(item.path).rstrip("/")
+        try:
+            parts_of(top)
+        except UnsafePath:
+            continue
+        for here, directories, files in os.walk(root + top):  # follows no links
+            inner = here[len(root) :]
+            for name in list(directories):
+                path = inner.rstrip("/") + "/" + name
+                if _below(path, targets):
+                    directories.remove(name)
+                elif any(one.fullmatch(path) for one in wanted):
+                    directories.remove(name)
+                    paths.append(path)
+            for name in files:
+                path = inner.rstrip("/") + "/" + name
+                if not _below(path, targets) and any(one.fullmatch(path) for one in wanted):
+                    paths.append(path)
+    return list(dict.fromkeys(paths))
+
+
+def _below(path: str, targets: List[str]) -> bool:
+    return any(path == target or path.startswith(target.rstrip("/") + "/") for target in targets)
+
+
+def _large(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """Join small blocks: each that is yielded becomes one chunk on the wire."""
+    pending = bytearray()
+    for block in blocks:
+        pending += block
+        if len(pending) >= 1 << 18:
+            yield bytes(pending)
+            pending.clear()
+    if pending:
+        yield bytes(pending)

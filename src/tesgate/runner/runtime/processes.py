@@ -1,0 +1,113 @@
+"""Processes by an identity that survives us: pid and start time, held by a pidfd where the kernel has them."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from dataclasses import dataclass
+from typing import List, Optional
+
+__all__ = ["Process", "boot_id", "find_by_environment", "start_ticks"]
+
+_POLL = 0.05
+
+
+def boot_id() -> str:
+    """Of this run of the kernel: pids of another one mean nothing."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as stream:
+        return stream.read().strip()
+
+
+def start_ticks(pid: int) -> Optional[int]:
+    """When a process started, in clock ticks since boot; None if there is none, or it is dead but not yet reaped."""
+    try:
+        with open("/proc/%d/stat" % pid, "rb") as stream:
+            content = stream.read()
+    except OSError:
+        return None
+    # The second field is the command in parentheses and may hold anything.
+    fields = content[content.rindex(b")") + 2 :].split()
+    return None if fields[0] in (b"Z", b"X") else int(fields[19])
+
+
+def find_by_environment(entry: str) -> List[int]:
+    """Pids of our user's living processes that were started with ``entry`` (``KEY=value``) in their environment."""
+    wanted = os.fsencode(entry)
+    found: List[int] = []
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
+        try:
+            with open("/proc/%s/environ" % name, "rb") as stream:
+                if wanted in stream.read().split(b"\0"):
+                    found.append(int(name))
+        except OSError:
+            continue  # another user's, or gone
+    return found
+
+
+@dataclass(frozen=True)
+class Process:
+    """One process, never mistaken for another that got its pid later."""
+
+    pid: int
+    ticks: int
+
+    @classmethod
+    def of(cls, pid: int) -> Optional[Process]:
+        """The process that has `pid` now."""
+        ticks = start_ticks(pid)
+        return None if ticks is None else cls(pid, ticks)
+
+    def alive(self) -> bool:
+        """It runs (a zombie does not)."""
+        return start_ticks(self.pid) == self.ticks
+
+    def descriptor(self) -> Optional[int]:
+        """A pidfd, readable when it has ended; None where it has ended or the kernel has none (before Linux 5.3)."""
+        try:
+            descriptor = os.pidfd_open(self.pid)
+        except (AttributeError, OSError):
+            return None
+        # Asked after opening: from here on the pid cannot pass to another process unnoticed.
+        if self.alive():
+            return descriptor
+        os.close(descriptor)
+        return None
+
+    def send(self, number: int) -> None:
+        """Send a signal; a process that is gone is no error."""
+        descriptor = self.descriptor()
+        try:
+            if descriptor is not None:
+                signal.pidfd_send_signal(descriptor, number)
+            elif self.alive():
+                os.kill(self.pid, number)
+        except ProcessLookupError:
+            return
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until it has ended, at most `seconds`; blocks. True if it has."""
+        deadline = time.monotonic() + seconds
+        descriptor = self.descriptor()
+        try:
+            while self.alive():
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return False
+                if descriptor is None:
+                    time.sleep(min(_POLL, left))
+                else:
+                    watch = select.poll()
+                    watch.register(descriptor, select.POLLIN)
+                    if watch.poll(left * 1000) and self.alive():
+                        time.sleep(0.001)  # its leader has ended, the rest is about to
+            return True
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)

@@ -1,0 +1,283 @@
+"""The agent's scratch root: its lock, its instance, its attempt directories and its tombstones."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+import stat
+import time
+from typing import Any, Callable, List, Optional, Tuple
+
+from . import wire
+from .journal import Journal
+from .plan import Plan
+
+__all__ = ["Scratch", "ScratchError", "ScratchLocked", "remove_tree"]
+
+_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,200}$")
+_TOMBSTONES_KEPT = 30 * 86400.0
+
+
+class ScratchError(Exception):
+    """The scratch root cannot be used; one sentence that says why and what to do."""
+
+
+class ScratchLocked(ScratchError):
+    """Another agent lives on this scratch root."""
+
+
+class Scratch:
+    """One scratch root, held by `flock` from construction to `close`.
+
+    All methods are synchronous and short, `sweep` and `remove` excepted: call those in a thread.
+    """
+
+    def __init__(self, root: str) -> None:
+        """Make the root if needed, take its lock, read or write its instance. Raises `ScratchError`."""
+        self.root = os.path.realpath(root)
+        self.attempts = os.path.join(self.root, "attempts")
+        self.tombstones = os.path.join(self.root, "tombstones")
+        self._lock: Optional[int] = None
+        try:
+            for directory in (self.root, self.attempts, self.tombstones, os.path.join(self.root, "bin")):
+                os.makedirs(directory, mode=0o700, exist_ok=True)
+            if os.statvfs(self.root).f_flag & os.ST_NOEXEC:
+                raise ScratchError(
+                    "%s is mounted noexec; give --scratch a directory that may hold programs" % self.root
+                )
+            self._take_lock()
+            self.instance = self._read_instance() or self.new_instance()
+        except OSError as exc:
+            self.close()
+            raise ScratchError("the scratch directory %s cannot be used: %s" % (self.root, exc)) from exc
+        except ScratchError:
+            self.close()
+            raise
+
+    def _take_lock(self) -> None:
+        path = os.path.join(self.root, "lock")
+        self._lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as exc:
+            if exc.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise ScratchLocked(
+                    "another agent already works in %s; give this one a --scratch of its own" % self.root
+                ) from exc
+            raise
+        os.ftruncate(self._lock, 0)
+        os.write(self._lock, b"%d\n" % os.getpid())
+
+    def holds_lock(self) -> bool:
+        """Say whether the lock file that we hold is still the one at its path (nobody removed or replaced it)."""
+        if self._lock is None:
+            return False
+        try:
+            there, ours = os.stat(os.path.join(self.root, "lock"), follow_symlinks=False), os.fstat(self._lock)
+        except OSError:
+            return False
+        return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)
+
+    def close(self) -> None:
+        """Let go of the lock; idempotent."""
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            os.close(lock)
+
+    # -- instance ----------------------------------------------------------------------------------------------
+
+    def _read_instance(self) -> Optional[str]:
+        try:
+            with open(os.path.join(self.root, "instance"), encoding="ascii") as file:
+                text = file.read(200).strip()
+        except FileNotFoundError:
+            return None
+        return text if _NAME.match(text) else None
+
+    def new_instance(self) -> str:
+        """Write a fresh random instance: the disk is new, or the gateway has closed the old one for good."""
+        path = os.path.join(self.root, "instance")
+        value = secrets.token_hex(16)
+        temporary = "%s.%s" % (path, value)
+        _write(temporary, value.encode("ascii") + b"\n", 0o600)
+        os.rename(temporary, path)
+        _sync_directory(self.root)
+        self.instance = value
+        return value
+
+    # -- exec --------------------------------------------------------------------------------------------------
+
+    def install(self, program: bytes) -> str:
+        """Place the static exec where the engine's host sees it, and return its path; idempotent."""
+        path = os.path.join(self.root, "bin", "tesgate-exec-" + hashlib.sha256(program).hexdigest()[:12])
+        if not os.path.exists(path):
+            temporary = "%s.%s" % (path, secrets.token_hex(4))
+            _write(temporary, program, 0o755)
+            os.rename(temporary, path)
+        os.chmod(path, 0o755)
+        return path
+
+    # -- attempts ----------------------------------------------------------------------------------------------
+
+    def path(self, name: str) -> str:
+        """Return the directory of the attempt with this external name. Raises `ScratchError` for what is no name."""
+        if not _NAME.match(name):
+            raise ScratchError("%r is no external name" % name)
+        return os.path.join(self.attempts, name)
+
+    def names(self) -> List[str]:
+        """Return the external names of all attempt directories."""
+        return sorted(name for name in os.listdir(self.attempts) if _NAME.match(name))
+
+    def begin(self, plan: Plan) -> Optional[Tuple[str, Journal]]:
+        """Make the directory of a new attempt with plan and journal, whole or not at all; None: it is there already.
+
+        The directory is filled under another name and then renamed, which fails where one is: never begun twice.
+        """
+        path = self.path(plan.external_name)
+        if os.path.lexists(path):
+            return None
+        fresh = os.path.join(self.attempts, ".new-%s-%s" % (plan.external_name, secrets.token_hex(4)))
+        os.mkdir(fresh, 0o700)
+        try:
+            for part in ("rw", "ro", "steps"):
+                os.mkdir(os.path.join(fresh, part), 0o755)
+                os.chmod(os.path.join(fresh, part), 0o755)
+            _write(os.path.join(fresh, "plan.json"), json.dumps(wire.encode(plan)).encode("utf-8"), 0o600)
+            journal = Journal(os.path.join(fresh, "journal"))
+            try:
+                journal.append("begun")
+                os.rename(fresh, path)
+            except BaseException:
+                journal.close()
+                raise
+        except BaseException as exc:
+            shutil.rmtree(fresh, ignore_errors=True)
+            if isinstance(exc, OSError) and exc.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                return None
+            raise
+        journal.path = os.path.join(path, "journal")
+        return path, journal
+
+    def settle(self, path: str, journal: Journal) -> None:
+        """Make directory, plan and journal survive the death of the host: from now on this attempt has begun."""
+        with open(os.path.join(path, "plan.json"), "rb") as file:
+            os.fsync(file.fileno())
+        journal.sync()
+        _sync_directory(path)
+        _sync_directory(self.attempts)
+
+    def load(self, name: str) -> Tuple[Plan, Journal]:
+        """Read plan and journal of an attempt directory. Raises OSError or ValueError where they are damaged."""
+        path = self.path(name)
+        with open(os.path.join(path, "plan.json"), "rb") as file:
+            plan = wire.decode(Plan, json.loads(file.read().decode("utf-8")), "plan")
+        return plan, Journal(os.path.join(path, "journal"))
+
+    def remove(self, name: str) -> None:
+        """Remove an attempt's directory and everything in it; idempotent, takes time. Raises OSError for the rest."""
+        path = self.path(name)
+        grave = os.path.join(self.attempts, ".gone-%s-%s" % (name, secrets.token_hex(4)))
+        try:
+            os.rename(path, grave)
+        except FileNotFoundError:
+            return
+        remove_tree(grave)
+
+    def remains(self, name: str) -> List[str]:
+        """Return what `remove` could not remove of this attempt (files of another user)."""
+        prefix = ".gone-%s-" % name
+        return [os.path.join(self.attempts, entry) for entry in os.listdir(self.attempts) if entry.startswith(prefix)]
+
+    def sweep(self) -> None:
+        """Finish what a crash left: half-made and half-removed directories, tombstones past their time."""
+        for name in os.listdir(self.attempts):
+            if name.startswith((".new-", ".gone-")):
+                remove_tree(os.path.join(self.attempts, name))
+        oldest = time.time() - _TOMBSTONES_KEPT
+        for entry in os.scandir(self.tombstones):
+            if entry.stat(follow_symlinks=False).st_mtime < oldest:
+                os.unlink(entry.path)
+
+    # -- tombstones --------------------------------------------------------------------------------------------
+
+    def _tombstone(self, task: str, attempt: int) -> str:
+        name = "%s-%d" % (task, attempt)
+        if not _NAME.match(name):
+            raise ScratchError("%r is no attempt" % name)
+        return os.path.join(self.tombstones, name)
+
+    def entomb(self, task: str, attempt: int) -> None:
+        """Note that this attempt must never begin here (again); idempotent."""
+        os.close(
+            os.open(self._tombstone(task, attempt), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        )
+
+    def entombed(self, task: str, attempt: int) -> bool:
+        """Say whether this attempt must not begin."""
+        return os.path.lexists(self._tombstone(task, attempt))
+
+    # -- contact with a gateway --------------------------------------------------------------------------------
+
+    def note_contact(self) -> None:
+        """Remember that a gateway answered now."""
+        path = os.path.join(self.root, "contact")
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+        os.utime(path)
+
+    def last_contact(self) -> float:
+        """Return when a gateway last answered (wall clock); now, if none ever did."""
+        try:
+            return os.stat(os.path.join(self.root, "contact")).st_mtime
+        except FileNotFoundError:
+            return time.time()
+
+
+def _write(path: str, data: bytes, mode: int) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+        os.fchmod(fd, mode)
+    finally:
+        os.close(fd)
+
+
+def _sync_directory(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def remove_tree(path: str) -> None:
+    """`rmtree` that also gets into directories whose permission bits the task took away."""
+
+    def unlock(function: Callable[..., Any], failed: str, info: Any) -> None:
+        if isinstance(info[1], FileNotFoundError):
+            return
+        for place in (os.path.dirname(failed), failed):
+            try:
+                if stat.S_ISDIR(os.lstat(place).st_mode):
+                    os.chmod(place, 0o700)
+            except OSError:
+                continue
+        if function in (os.open, os.scandir, os.lstat, os.listdir):
+            shutil.rmtree(failed, ignore_errors=True)
+        else:
+            try:
+                function(failed)
+            except OSError:
+                return
+
+    shutil.rmtree(path, onerror=unlock)
+    if os.path.lexists(path):
+        shutil.rmtree(path)

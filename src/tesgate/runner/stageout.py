@@ -1,0 +1,92 @@
+"""Stores the outputs of one attempt: under temporary names first, then by rename under the publish lease."""
+
+from __future__ import annotations
+
+import logging
+from typing import List
+
+import anyio
+
+from . import crash
+from .gateway import Backoff, Conflict, GatewayClient, GatewayFault, Gone, Unauthorized
+from .plan import Plan
+from .record import Record
+from .report import OutputFile
+from .reporter import UNAUTHORIZED_PAUSE, Reporter
+from .transfer.faults import LeaseLost, StagingError
+from .transfer.stage import Stager
+
+__all__ = ["StageOut"]
+
+
+class StageOut:
+    """May be cancelled and made anew at any moment: what is not journalled as published is stored again."""
+
+    def __init__(
+        self,
+        *,
+        plan: Plan,
+        attempt_dir: str,
+        record: Record,
+        reporter: Reporter,
+        client: GatewayClient,
+        stager: Stager,
+        log: logging.LoggerAdapter,  # type: ignore[type-arg]  # 3.9 cannot subscript it at run time
+    ) -> None:
+        self._plan, self._dir, self._record = plan, attempt_dir, record
+        self._journal = record.journal
+        self._reporter, self._client, self._stager, self._log = reporter, client, stager, log
+
+    async def store(self) -> List[OutputFile]:
+        """Return what has been made visible. Raises `StagingError`, `Gone`."""
+        plan = self._plan
+        await self.discard()  # what a runner before us left
+        prepared = await self._stager.prepare_outputs(
+            plan.outputs, plan.mounts, self._dir, plan.external_name, journal=self._note_temporaries
+        )
+        crash.point("during-stage-out")
+        self._record.notes(prepared.notes)
+        if prepared.empty:
+            return []
+        crash.point("before-publish")
+        while True:
+            await self._lease()
+            self._record.leased()
+            try:
+                return await self._stager.publish(prepared, self._reporter.lease.left)
+            except LeaseLost as exc:
+                self._log.warning("publishing goes on under another lease: %s", exc)
+
+    def _note_temporaries(self, names: List[str]) -> None:
+        self._journal.append("temporaries", names=names)
+
+    async def _lease(self) -> None:
+        """Ask for the publish lease until it is ours."""
+        backoff = Backoff()
+        while self._reporter.lease.left() <= 0:
+            try:
+                await self._reporter.send("publish")
+                backoff.reset()
+                if self._reporter.lease.left() > 0:
+                    return
+                await self._client.pause(1.0)
+            except Conflict as exc:
+                self._log.info("not yet: %s", exc)
+                await anyio.sleep(1.0)
+            except Unauthorized as exc:
+                self._log.error("the gateway does not take this attempt's token: %s", exc)
+                await self._client.pause(UNAUTHORIZED_PAUSE)
+            except Gone:
+                raise
+            except GatewayFault as exc:
+                self._log.info("the outputs wait for the gateway: %s", exc)
+                await self._client.pause(backoff.next())
+
+    async def discard(self) -> None:
+        """Remove what lies beside the outputs' places under temporary names; idempotent. Faults are only logged."""
+        names = [name for entry in self._journal.all("temporaries") for name in entry["names"]]
+        if names and self._journal.find("published") is None:
+            try:
+                await self._stager.discard(names)
+            except (StagingError, OSError) as exc:
+                self._log.warning("temporary files of outputs are left behind: %s", exc)

@@ -1,0 +1,210 @@
+"""HTTP connections that only reach allowed addresses, and that a stop wakes wherever they wait.
+
+The name is resolved once, every address is checked, and the connection goes to a checked address: there is no moment in
+which a name could change its mind (DNS rebinding). Host header, SNI and certificate stay those of the name.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import queue
+import select
+import socket
+import ssl
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Callable, List, Optional, Tuple, TypeVar, Union
+
+import urllib3
+import urllib3.connection
+import urllib3.exceptions
+
+from .policy import AddressPolicy
+from .threads import Stop
+
+if TYPE_CHECKING:
+    from typing_extensions import override
+else:
+    _F = TypeVar("_F", bound=Callable[..., Any])
+
+    def override(method: _F) -> _F:
+        """Do nothing: `typing.override` is younger than the Python that runners promise."""
+        return method
+
+
+__all__ = ["HttpSettings", "Unresolved", "make_pools"]
+
+_SLICE = 0.1
+_Place = Tuple[int, int, int, str, Tuple[Any, ...]]
+_Resolved = List[_Place]
+
+
+@dataclass(frozen=True)
+class HttpSettings:
+    """How patient downloads are. Spans are seconds."""
+
+    connect_timeout: float = 10.0
+    read_timeout: float = 60.0
+    """Longest silence of a server in the middle of an answer."""
+    tries: int = 6
+    """Failures in a row (without a new byte) after which a download is given up."""
+    first_pause: float = 0.5
+    max_pause: float = 30.0
+    max_redirects: int = 10
+    ca_file: Optional[str] = None
+    """Certificates to trust instead of the system's."""
+
+
+class Unresolved(Exception):
+    """A host name that has no address. `passing`: the resolver itself had a problem."""
+
+    def __init__(self, host: str, passing: bool) -> None:
+        super().__init__(host)
+        self.host = host
+        self.passing = passing
+
+
+def _resolve(host: str, port: int, stop: Stop, timeout: float) -> _Resolved:
+    """Resolve a name in a thread of its own: getaddrinfo cannot be interrupted, but it can be left behind."""
+    answer: queue.Queue[Union[_Resolved, OSError, UnicodeError]] = queue.Queue()
+
+    def ask() -> None:
+        try:
+            answer.put(socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM))  # type: ignore[arg-type]
+        except (OSError, UnicodeError) as error:
+            answer.put(error)
+
+    threading.Thread(target=ask, name="tesgate-resolve", daemon=True).start()
+    deadline = time.monotonic() + timeout
+    while True:
+        stop.check()
+        try:
+            result = answer.get(timeout=_SLICE)
+        except queue.Empty:
+            if time.monotonic() > deadline:
+                raise Unresolved(host, True) from None
+            continue
+        if isinstance(result, UnicodeError):
+            raise Unresolved(host, False)
+        if isinstance(result, socket.gaierror):
+            raise Unresolved(host, result.errno not in (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", None)))
+        if isinstance(result, OSError):
+            raise result
+        return result
+
+
+def _connect(address: _Place, options: Any, stop: Stop, timeout: float) -> socket.socket:
+    family, kind, protocol, _, place = address
+    sock = socket.socket(family, kind, protocol)
+    try:
+        for option in options or ():
+            sock.setsockopt(*option)
+        sock.setblocking(False)
+        code = sock.connect_ex(place)
+        deadline = time.monotonic() + timeout
+        poll = select.poll()
+        poll.register(sock, select.POLLOUT)
+        while code in (errno.EINPROGRESS, errno.EAGAIN, errno.EINTR):
+            stop.check()
+            if poll.poll(_SLICE * 1000):
+                code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            elif time.monotonic() > deadline:
+                code = errno.ETIMEDOUT
+        if code:
+            raise OSError(code, os.strerror(code))
+        sock.settimeout(timeout)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+class _Guard:
+    """Shuts a connection down when a stop comes, from whichever thread, without touching its TLS state."""
+
+    def __init__(self, sock: socket.socket, stop: Stop) -> None:
+        self._twin = sock.dup()
+        self._stop = stop
+        try:
+            self._number = stop.add(self._shutdown)
+        except BaseException:
+            self._twin.close()
+            raise
+
+    def _shutdown(self) -> None:
+        try:
+            self._twin.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            return  # not connected any more: nobody waits on it
+
+    def close(self) -> None:
+        self._stop.remove(self._number)
+        self._twin.close()
+
+
+def make_pools(policy: AddressPolicy, stop: Stop, settings: HttpSettings) -> urllib3.PoolManager:
+    """Make connection pools bound to one policy and one stop. Proxies of the environment are ignored."""
+
+    def connect(connection: urllib3.connection.HTTPConnection) -> Tuple[socket.socket, _Guard]:
+        host, port = connection.host.strip("[]"), connection.port
+        timeout = settings.connect_timeout
+        addresses = _resolve(host, port, stop, timeout)
+        policy.check(host, port, [str(address[4][0]) for address in addresses])
+        fault: Optional[OSError] = None
+        for address in addresses:
+            try:
+                sock = _connect(address, connection.socket_options, stop, timeout)
+            except OSError as error:
+                fault = error
+                continue
+            try:
+                return sock, _Guard(sock, stop)
+            except BaseException:
+                sock.close()
+                raise
+        raise urllib3.exceptions.NewConnectionError(
+            connection, str(fault.strerror if fault is not None else "no address")
+        )
+
+    class Plain(urllib3.connection.HTTPConnection):
+        _guard: Optional[_Guard] = None
+
+        @override
+        def _new_conn(self) -> socket.socket:
+            sock, self._guard = connect(self)
+            return sock
+
+        @override
+        def close(self) -> None:
+            if self._guard is not None:
+                self._guard.close()
+                self._guard = None
+            super().close()
+
+    class Secure(urllib3.connection.HTTPSConnection):
+        _guard: Optional[_Guard] = None
+
+        @override
+        def _new_conn(self) -> socket.socket:
+            sock, self._guard = connect(self)
+            return sock
+
+        @override
+        def close(self) -> None:
+            if self._guard is not None:
+                self._guard.close()
+                self._guard = None
+            super().close()
+
+    class PlainPool(urllib3.HTTPConnectionPool):
+        ConnectionCls = Plain
+
+    class SecurePool(urllib3.HTTPSConnectionPool):
+        ConnectionCls = Secure
+
+    context = ssl.create_default_context(cafile=settings.ca_file)
+    pools = urllib3.PoolManager(num_pools=32, maxsize=8, retries=False, ssl_context=context)
+    pools.pool_classes_by_scheme = {"http": PlainPool, "https": SecurePool}
+    return pools

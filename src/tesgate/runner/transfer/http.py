@@ -1,0 +1,280 @@
+"""Downloads one http(s) URL into a file: redirects by hand, resumed with Range, verified, tried again."""
+
+from __future__ import annotations
+
+import base64
+import email.utils
+import os
+import random
+import re
+import ssl
+import time
+from dataclasses import dataclass
+from typing import List, Optional, Tuple
+from urllib.parse import unquote, urljoin
+
+import urllib3
+import urllib3.exceptions
+import urllib3.util
+
+from .connect import HttpSettings, Unresolved, make_pools
+from .faults import StagingError, os_fault
+from .policy import AddressPolicy, AddressRefused
+from .threads import Stop
+from .urls import redact
+
+__all__ = ["Downloader"]
+
+_CHUNK = 256 << 10
+_WORTH_RETRYING = frozenset((408, 425, 429, 500, 502, 503, 504, 507, 508, 509, 520, 521, 522, 523, 524, 529))
+_REDIRECTS = frozenset((301, 302, 303, 307, 308))
+_LONGEST_RETRY_AFTER = 120.0
+
+
+class _Passing(Exception):
+    """A fault that another request may not meet; `pause` is what the server asked for, in seconds."""
+
+    def __init__(self, why: str, pause: float = 0.0) -> None:
+        super().__init__(why)
+        self.why = why
+        self.pause = pause
+
+
+@dataclass
+class _Progress:
+    """What is known of the remote file, and how much of it lies in the local one."""
+
+    offset: int = 0
+    best: int = 0
+    total: Optional[int] = None
+    validator: Optional[str] = None
+    note: Optional[str] = None
+
+    def restart(self, target: int) -> None:
+        os.ftruncate(target, 0)
+        self.offset, self.total, self.validator = 0, None, None
+
+
+class Downloader:
+    """Downloads for one step of one attempt; its connections belong to one `Stop`. Safe in many threads."""
+
+    def __init__(self, *, policy: AddressPolicy, settings: HttpSettings, stop: Stop) -> None:
+        self._settings = settings
+        self._stop = stop
+        self._pools = make_pools(policy, stop, settings)
+
+    def close(self) -> None:
+        self._pools.clear()
+
+    def download(self, url: str, target: int) -> Tuple[int, List[str]]:
+        """Fill the empty file `target`; returns its size in bytes and notes. Raises `StagingError`, `Stopped`."""
+        progress = _Progress()
+        failures = 0
+        pause = self._settings.first_pause
+        while True:
+            self._stop.check()
+            try:
+                self._once(url, target, progress)
+                break
+            except _Passing as error:
+                if progress.offset > progress.best:
+                    progress.best, failures, pause = progress.offset, 0, self._settings.first_pause
+                failures += 1
+                if failures >= self._settings.tries:
+                    raise StagingError(
+                        "input %s could not be downloaded: %s (tried %d times)." % (redact(url), error.why, failures),
+                        transient=True,
+                    ) from None
+                self._stop.wait(max(error.pause, pause * random.uniform(0.5, 1.0)))  # noqa: S311 (jitter)
+                pause = min(pause * 2, self._settings.max_pause)
+        size = os.fstat(target).st_size
+        if size != progress.offset or progress.total not in (None, size):
+            raise StagingError(
+                "input %s has %d bytes on disk, not the %d that were received." % (redact(url), size, progress.offset),
+                transient=True,
+            )
+        return size, [progress.note] if progress.note else []
+
+    def _once(self, url: str, target: int, progress: _Progress) -> None:
+        try:
+            response = self._open(url, progress)
+            try:
+                self._receive(url, response, target, progress)
+            finally:
+                response.close()
+        except Unresolved as error:
+            why = "the name %s could not be resolved" % error.host
+            if error.passing:
+                raise _Passing(why) from None
+            raise StagingError("input %s: %s; check the URL." % (redact(url), why)) from None
+        except AddressRefused as error:
+            raise StagingError(
+                "input %s was refused: %s; an administrator can allow it (allowed_hosts)." % (redact(url), error.why)
+            ) from None
+        except urllib3.exceptions.LocationParseError:
+            raise StagingError("input %s is not a URL that can be read; check it." % redact(url)) from None
+        except (urllib3.exceptions.HTTPError, ssl.SSLError) as error:
+            self._stop.check()
+            if _is_certificate(error):
+                raise StagingError("input %s: the server's certificate was not accepted." % redact(url)) from error
+            raise _Passing(_reason(error)) from error
+        except OSError as error:
+            self._stop.check()
+            raise _Passing("the connection failed (%s)" % (error.strerror or type(error).__name__)) from error
+
+    def _open(self, url: str, progress: _Progress) -> urllib3.BaseHTTPResponse:
+        """Send the request, following redirects from the user's own URL on: what it leads to may expire."""
+        here = url
+        for _ in range(self._settings.max_redirects + 1):
+            response = self._request(here, progress)
+            location = response.headers.get("Location")
+            if response.status not in _REDIRECTS or not location:
+                return response
+            response.close()
+            there = urljoin(here, location)
+            scheme = there.partition(":")[0].lower()
+            if scheme not in ("http", "https"):
+                raise StagingError("input %s redirects to %s:, which is refused." % (redact(url), scheme))
+            if here.lower().startswith("https:") and scheme == "http":
+                raise StagingError("input %s redirects from https to http, which is refused." % redact(url))
+            here = there
+        raise StagingError("input %s redirects more than %d times." % (redact(url), self._settings.max_redirects))
+
+    def _request(self, url: str, progress: _Progress) -> urllib3.BaseHTTPResponse:
+        parsed = urllib3.util.parse_url(url)
+        if not parsed.host or re.search(r"[\s\x00-\x1f\x7f]", parsed.host):
+            raise StagingError("input %s names no host; check the URL." % redact(url))
+        headers = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": "tesgate"}
+        if parsed.auth:
+            secret = base64.b64encode(unquote(parsed.auth).encode("utf-8")).decode("ascii")
+            headers["Authorization"] = "Basic " + secret
+        if progress.offset and progress.validator:
+            headers["Range"] = "bytes=%d-" % progress.offset
+            headers["If-Range"] = progress.validator
+        return self._pools.request(
+            "GET",
+            parsed._replace(auth=None, fragment=None).url,
+            headers=headers,
+            redirect=False,
+            retries=False,
+            preload_content=False,
+            decode_content=False,
+            timeout=urllib3.Timeout(connect=self._settings.connect_timeout, read=self._settings.read_timeout),
+        )
+
+    def _receive(self, url: str, response: urllib3.BaseHTTPResponse, target: int, progress: _Progress) -> None:
+        status = response.status
+        if status == 416 and progress.offset:
+            progress.restart(target)
+            raise _Passing("the server refused to go on where the last answer ended")
+        if status not in (200, 206):
+            raise self._refusal(url, response)
+        length = _length(response.headers.get("Content-Length"))
+        if status == 206:
+            self._check_range(response, target, progress)
+        elif progress.offset:
+            progress.restart(target)  # another version, or a server without Range: begin anew
+        if status == 200:
+            progress.total = length
+            progress.validator = _validator(response)
+        if response.headers.get("Content-Encoding", "identity").lower() != "identity":
+            progress.note = "input %s was sent with Content-Encoding %s; it was stored as sent." % (
+                redact(url),
+                response.headers["Content-Encoding"][:40],
+            )
+        self._pump(url, response, target, progress)
+        if progress.total is None and "chunked" not in response.headers.get("Transfer-Encoding", "").lower():
+            progress.note = "input %s came without a length; that it is whole could not be verified." % redact(url)
+        if progress.total is not None and progress.offset != progress.total:
+            raise _Passing("the answer ended after %d of %d bytes" % (progress.offset, progress.total))
+
+    def _pump(self, url: str, response: urllib3.BaseHTTPResponse, target: int, progress: _Progress) -> None:
+        while True:
+            self._stop.check()
+            data = response.read1(_CHUNK)
+            if not data:
+                return
+            view = memoryview(data)
+            try:
+                while view:
+                    count = os.pwrite(target, view, progress.offset)
+                    progress.offset += count
+                    view = view[count:]
+            except OSError as error:
+                raise os_fault(error, "input %s could not be written" % redact(url)) from error
+
+    def _check_range(self, response: urllib3.BaseHTTPResponse, target: int, progress: _Progress) -> None:
+        found = re.match(r"bytes (\d+)-(\d+)/(\d+|\*)$", response.headers.get("Content-Range", "").strip())
+        good = (
+            progress.offset > 0
+            and found is not None
+            and int(found.group(1)) == progress.offset
+            and (found.group(3) == "*" or progress.total in (None, int(found.group(3))))
+            and _validator(response) in (None, progress.validator)
+        )
+        if not good:
+            progress.restart(target)
+            raise _Passing("the server answered with another part than the one asked for")
+        if found is not None and found.group(3) != "*":
+            progress.total = int(found.group(3))
+
+    def _refusal(self, url: str, response: urllib3.BaseHTTPResponse) -> Exception:
+        why = "the server answered %d %s" % (response.status, (response.reason or "")[:80])
+        if response.status in _WORTH_RETRYING:
+            return _Passing(why.strip(), _retry_after(response.headers.get("Retry-After")))
+        return StagingError("input %s could not be downloaded: %s." % (redact(url), why.strip()))
+
+
+def _length(text: Optional[str]) -> Optional[int]:
+    return int(text) if text is not None and re.match(r"^\d+$", text) else None
+
+
+def _validator(response: urllib3.BaseHTTPResponse) -> Optional[str]:
+    """Return what proves that a later answer is of the same bytes: a strong ETag, else a settled Last-Modified."""
+    etag = response.headers.get("ETag")
+    if etag and not etag.startswith("W/"):
+        return etag
+    modified, date = response.headers.get("Last-Modified"), response.headers.get("Date")
+    then, now = _timestamp(modified), _timestamp(date)
+    if modified and then is not None and now is not None and now - then >= 1:
+        return modified
+    return None
+
+
+def _timestamp(text: Optional[str]) -> Optional[float]:
+    try:
+        return email.utils.parsedate_to_datetime(text).timestamp() if text else None
+    except (TypeError, ValueError):
+        return None
+
+
+def _retry_after(text: Optional[str]) -> float:
+    if not text:
+        return 0.0
+    if text.strip().isdigit():
+        return min(float(text), _LONGEST_RETRY_AFTER)
+    then = _timestamp(text)
+    return 0.0 if then is None else min(max(then - time.time(), 0.0), _LONGEST_RETRY_AFTER)
+
+
+def _is_certificate(error: BaseException) -> bool:
+    seen: Optional[BaseException] = error
+    while seen is not None:
+        if isinstance(seen, ssl.SSLCertVerificationError):
+            return True
+        inner = seen.args[0] if seen.args and isinstance(seen.args[0], BaseException) else None
+        seen = inner or seen.__cause__
+    return False
+
+
+def _reason(error: BaseException) -> str:
+    """Say what happened without the URL, which urllib3 likes to put into its messages."""
+    if isinstance(error, urllib3.exceptions.ReadTimeoutError):
+        return "the server fell silent"
+    if isinstance(error, urllib3.exceptions.NewConnectionError):
+        return "no connection (%s)" % str(error).rpartition(": ")[2]
+    if isinstance(error, (urllib3.exceptions.SSLError, ssl.SSLError)):
+        return "the TLS connection failed"
+    if isinstance(error, (urllib3.exceptions.IncompleteRead, urllib3.exceptions.ProtocolError)):
+        return "the connection was cut"
+    return "the connection failed (%s)" % type(error).__name__

@@ -1,0 +1,219 @@
+"""Stages inputs from the agent's roots: what an input is, all files below a directory, one file into the scratch."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass, field
+from typing import List, Tuple
+
+from .copying import Changed, Copier, copied_mode
+from .faults import PathRefused, StagingError, os_fault
+from .paths import Found, RootDir, Roots, is_temporary
+from .scratch import Scratch
+from .threads import Stop, retrying
+
+__all__ = ["Listing", "LocalFile", "LocalInputs"]
+
+MAX_DEPTH = 200
+MAX_ENTRIES = 2_000_000
+
+
+@dataclass
+class LocalFile:
+    """One regular file to stage: where it is, free of links, and where it goes in the scratch directory."""
+
+    root: RootDir
+    parts: List[str]
+    place: List[str]
+    shown: str
+    """How messages call it: the input's URL and what is below it."""
+    private: bool
+    """The task can write to it: never a hard link."""
+
+
+@dataclass
+class Listing:
+    """All that one input consists of."""
+
+    files: List[LocalFile] = field(default_factory=list)
+    directories: List[List[str]] = field(default_factory=list)
+    notes: List[str] = field(default_factory=list)
+
+
+class LocalInputs:
+    """Reads beneath the roots and writes into one attempt's scratch directory."""
+
+    def __init__(self, *, roots: Roots, scratch: Scratch, copier: Copier) -> None:
+        self._roots = roots
+        self._scratch = scratch
+        self._copier = copier
+
+    def list(self, path: str, place: List[str], *, kind: str, shown: str, private: bool, stop: Stop) -> Listing:
+        """Find out what an input is. Raises `StagingError` in the input's name."""
+        listing = Listing()
+        try:
+            with self._roots.find(path) as found:
+                self._list(found, place, kind, shown, private, listing, stop)
+        except PathRefused as error:
+            raise StagingError("input %s %s." % (shown, error.why)) from None
+        except (FileNotFoundError, NotADirectoryError):
+            raise StagingError(
+                "input %s does not exist; check the path, and that it lies on the host of the agent." % shown
+            ) from None
+        except OSError as error:
+            raise os_fault(error, "input %s could not be read" % shown) from error
+        return listing
+
+    def _list(
+        self, found: Found, place: List[str], kind: str, shown: str, private: bool, listing: Listing, stop: Stop
+    ) -> None:
+        assert found.info is not None
+        mode = found.info.st_mode
+        if stat.S_ISDIR(mode):
+            self._list_directory(found, place, shown, private, listing, [], stop)
+        elif kind == "DIRECTORY":
+            raise StagingError("input %s is a DIRECTORY in the task but not on disk; declare it as FILE." % shown)
+        elif stat.S_ISREG(mode):
+            listing.files.append(LocalFile(found.root, found.parts, place, shown, private))
+        else:
+            raise StagingError("input %s is neither a file nor a directory; only those can be staged." % shown)
+
+    def _list_directory(
+        self,
+        found: Found,
+        place: List[str],
+        shown: str,
+        private: bool,
+        listing: Listing,
+        above: List[Tuple[int, int]],
+        stop: Stop,
+    ) -> None:
+        assert found.info is not None
+        identity = (found.info.st_dev, found.info.st_ino)
+        if identity in above:
+            listing.notes.append("%s repeats a directory that it lies in; it was left out." % shown)
+            return
+        if len(above) >= MAX_DEPTH:
+            raise StagingError("input %s is nested more than %d directories deep." % (shown, MAX_DEPTH))
+        listing.directories.append(place)
+        handle = found.open_dir()
+        try:
+            names = sorted(os.listdir(handle))
+        finally:
+            os.close(handle)
+        for name in names:
+            stop.check()
+            if is_temporary(name):
+                continue  # an output that is being stored by another attempt
+            self._list_entry(found, place, shown, private, listing, [*above, identity], stop, name)
+
+    def _list_entry(
+        self,
+        found: Found,
+        place: List[str],
+        shown: str,
+        private: bool,
+        listing: Listing,
+        above: List[Tuple[int, int]],
+        stop: Stop,
+        name: str,
+    ) -> None:
+        below = shown.rstrip("/") + "/" + name
+        if len(listing.files) + len(listing.directories) >= MAX_ENTRIES:
+            raise StagingError("input %s holds more than %d entries; pack it." % (shown, MAX_ENTRIES))
+        try:
+            inner = self._roots.walk(found.root, [*found.parts, name])
+        except (FileNotFoundError, NotADirectoryError):
+            listing.notes.append("%s leads to nothing (any more); it was left out." % below)
+            return
+        except PathRefused as error:
+            raise PathRefused("holds '%s', which %s" % (name, error.why)) from None
+        try:
+            assert inner.info is not None
+            if stat.S_ISDIR(inner.info.st_mode):
+                self._list_directory(inner, [*place, name], below, private, listing, above, stop)
+            elif stat.S_ISREG(inner.info.st_mode):
+                listing.files.append(LocalFile(inner.root, inner.parts, [*place, name], below, private))
+            else:
+                listing.notes.append("%s is neither a file nor a directory; it was left out." % below)
+        finally:
+            inner.close()
+
+    def make_directory(self, place: List[str], shown: str) -> None:
+        """Make a directory of the scratch, and its parents. Raises `StagingError`."""
+        try:
+            with self._scratch.directory(place):
+                return
+        except OSError as error:
+            raise os_fault(error, "input %s could not be staged" % shown) from error
+
+    def stage(self, item: LocalFile, stop: Stop) -> int:
+        """Bring one file into the scratch directory; returns its size. Raises `StagingError`."""
+        for _ in range(3):
+            try:
+                return retrying(lambda: self._stage(item, stop), stop)
+            except Changed:
+                continue
+            except PathRefused as error:
+                raise StagingError("input %s %s." % (item.shown, error.why)) from None
+            except FileNotFoundError:
+                raise StagingError("input %s vanished while it was staged." % item.shown) from None
+            except OSError as error:
+                raise os_fault(error, "input %s could not be staged" % item.shown) from error
+        raise StagingError(
+            "input %s kept changing while it was copied; submit the task when it is complete." % item.shown
+        )
+
+    def _stage(self, item: LocalFile, stop: Stop) -> int:
+        # `parts` is free of links; a link that has appeared since leads at most to another file beneath the roots.
+        found = self._roots.walk(item.root, item.parts)
+        try:
+            handle = found.open_file()
+            try:
+                mode = copied_mode(os.fstat(handle).st_mode, 0o666 if item.private else 0o644)
+                shared = not item.private and item.place[0] == "ro"
+                if shared and (self._clone(handle, item.place, mode) or self._link(found, handle, item.place)):
+                    return os.fstat(handle).st_size
+                with self._scratch.new_file(item.place, mode) as target:
+                    return self._copier.copy(handle, target, stop)
+            finally:
+                os.close(handle)
+        finally:
+            found.close()
+
+    def _clone(self, handle: int, place: List[str], mode: int) -> bool:
+        with self._scratch.base() as base:
+            if not self._copier.may_clone(handle, base):
+                return False
+        with self._scratch.new_file(place, mode) as target:
+            return self._copier.clone(handle, target)
+
+    def _link(self, found: Found, handle: int, place: List[str]) -> bool:
+        """Hard-link a file that the task sees read-only, if every user may read it as it is.
+
+        Its mode and owner are the original's and cannot be changed here, so a file that some image's user could
+        not read or run is copied, and so is one with set-id bits.
+        """
+        mode = os.fstat(handle).st_mode
+        if not mode & stat.S_IROTH or mode & (stat.S_ISUID | stat.S_ISGID):
+            return False
+        if mode & 0o111 and not mode & stat.S_IXOTH:
+            return False
+        with self._scratch.directory(place[:-1]) as parent:
+            for _ in range(2):
+                try:
+                    os.link(found.name, place[-1], src_dir_fd=found.parent, dst_dir_fd=parent, follow_symlinks=False)
+                    break
+                except FileExistsError:
+                    self._scratch.clear(parent, place[-1])
+                except OSError:
+                    return False
+            else:
+                return False
+            made = os.stat(place[-1], dir_fd=parent, follow_symlinks=False)
+            wanted = os.fstat(handle)
+            if (made.st_dev, made.st_ino) == (wanted.st_dev, wanted.st_ino):
+                return True
+            os.unlink(place[-1], dir_fd=parent)
+            return False

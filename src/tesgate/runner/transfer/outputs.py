@@ -1,0 +1,171 @@
+"""Finds out which files a task's declared outputs are, and where each is to be stored; copies nothing."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from typing import Dict, List, Optional
+
+from ..plan import Output
+from .faults import PathRefused, StagingError, os_fault
+from .globs import base_of, expand, has_braces, has_wildcards, unescape
+from .threads import Stop
+from .urls import join, local_path, printable, unsupported_output
+from .view import Missing, Node, View
+
+__all__ = ["Entry", "Expansion"]
+
+MAX_ENTRIES = 2_000_000
+
+
+@dataclass
+class Entry:
+    """One file to store, or one directory to make."""
+
+    node: Node
+    path: str
+    """The container path, as declared and below."""
+    url: str
+    target: str
+    """The absolute path on this host that `url` means."""
+
+
+class Expansion:
+    """Expands outputs one by one; a target that was already taken is not taken twice."""
+
+    def __init__(self, view: View, stop: Stop) -> None:
+        self._view = view
+        self._stop = stop
+        self._taken: Dict[str, Entry] = {}
+        self._seen_faults: Dict[str, None] = {}
+        self.files: List[Entry] = []
+        self.directories: List[Entry] = []
+        self.notes: List[str] = []
+
+    def add(self, output: Output) -> None:
+        """Expand one declared output. Raises `StagingError` where it cannot be stored at all."""
+        why = unsupported_output(output.url)
+        if why is not None:
+            raise StagingError("output %s cannot be stored: %s" % (printable(output.path), why))
+        try:
+            target = local_path(output.url)
+        except PathRefused as error:
+            raise StagingError("output %s: its url %s." % (printable(output.path), error.why)) from None
+        try:
+            self._add(output, target)
+        except OSError as error:
+            raise os_fault(error, "output %s could not be read" % printable(output.path)) from error
+
+    def _add(self, output: Output, target: str) -> None:
+        pattern = has_wildcards(output.path)
+        literal = None if pattern and output.path_prefix is not None else self._literal(output.path)
+        if literal is not None:
+            self._store(literal, output, output.path.rstrip("/") or "/", output.url, target)
+        elif pattern or self._brace_pattern(output):
+            self._add_matches(output, target, pattern)
+        elif unescape(output.path) != output.path and (literal := self._literal(unescape(output.path))) is not None:
+            self._store(literal, output, unescape(output.path).rstrip("/"), output.url, target)
+        else:
+            self._note_missing(output)
+
+    def _literal(self, path: str) -> Optional[Node]:
+        try:
+            return self._view.look((), [part for part in path.split("/") if part not in ("", ".")])
+        except Missing:
+            return None
+
+    def _brace_pattern(self, output: Output) -> bool:
+        """Braces alone are no pattern in TES, but Nextflow sends them: as such with a prefix, or in path and url."""
+        try:
+            braces = has_braces(output.path)
+        except ValueError:
+            return False
+        name = output.path.rpartition("/")[2]
+        return braces and (output.path_prefix is not None or ("{" in name and output.url.endswith("/" + name)))
+
+    def _note_missing(self, output: Output) -> None:
+        path = printable(output.path)
+        try:
+            self._view.look((), [part for part in output.path.split("/") if part not in ("", ".")])
+        except Missing as error:
+            if error.why != "does not exist":
+                self.notes.append("output %s %s; nothing was stored for it." % (path, error.why))
+                return
+        self.notes.append("output %s was declared but does not exist; nothing was stored for it." % path)
+
+    def _add_matches(self, output: Output, target: str, pattern: bool) -> None:
+        path = printable(output.path)
+        try:
+            matches = expand(self._view, self._view.root, output.path)
+        except ValueError as error:
+            raise StagingError("output %s: %s." % (path, error)) from None
+        if not matches:
+            self.notes.append("output %s matches nothing; nothing was stored for it." % path)
+            return
+        url, prefix = output.url, output.path_prefix
+        if not pattern and prefix is None:
+            url, prefix = url.rpartition("/")[0] or "/", base_of(output.path)
+            target = target.rpartition("/")[0] or "/"
+        fallback = base_of(output.path)
+        if prefix is None:
+            prefix = fallback
+            self.notes.append("output %s has no path_prefix; %s was taken for it." % (path, printable(prefix)))
+        for parts, node in matches:
+            shown = "/" + "/".join(parts)
+            names = self._pruned(shown, prefix)
+            if names is None:
+                self.notes.append(
+                    "output %s matches %s, which does not begin with path_prefix %s; %s was taken for it."
+                    % (path, printable(shown), printable(prefix), printable(fallback))
+                )
+                names = self._pruned(shown, fallback) or []
+            if not names:
+                self.notes.append("output %s: path_prefix leaves no name of %s." % (path, printable(shown)))
+                continue
+            self._walk(node, shown, join(url, names), target.rstrip("/") + "/" + "/".join(names))
+
+    @staticmethod
+    def _pruned(shown: str, prefix: str) -> Optional[List[str]]:
+        """Take a prefix off, as the TES specification has it: of the text, wherever in a component it ends."""
+        if not shown.startswith(prefix):
+            return None
+        return [part for part in shown[len(prefix) :].split("/") if part]
+
+    def _store(self, node: Node, output: Output, shown: str, url: str, target: str) -> None:
+        if url.endswith("/") and not node.is_dir and output.type != "DIRECTORY":
+            name = shown.rpartition("/")[2]
+            url, target = join(url, [name]), target.rstrip("/") + "/" + name
+        elif node.is_dir:
+            target = target.rstrip("/")
+        else:
+            url, target = url.rstrip("/"), target.rstrip("/")
+        self._walk(node, shown, url, target)
+
+    def _walk(self, node: Node, shown: str, url: str, target: str) -> None:
+        self._stop.check()
+        if node.fault is not None or not (node.is_dir or (node.info and stat.S_ISREG(node.info.st_mode))):
+            if shown not in self._seen_faults:
+                self._seen_faults[shown] = None
+                why = node.fault or "is neither a file nor a directory"
+                self.notes.append("output %s %s; it was not stored." % (printable(shown), why))
+            return
+        entry = Entry(node, shown, url, target)
+        key = os.path.normpath(target)
+        before = self._taken.setdefault(key, entry)
+        if before is not entry and (before.node.path == node.path or not (node.is_dir and before.node.is_dir)):
+            if before.node.path != node.path:
+                self.notes.append(
+                    "outputs %s and %s have the same url %s; the first was stored."
+                    % (printable(before.path), printable(shown), printable(url))
+                )
+            return
+        if len(self._taken) > MAX_ENTRIES:
+            raise StagingError("the outputs hold more than %d entries; let the task pack them." % MAX_ENTRIES)
+        if not node.is_dir:
+            self.files.append(entry)
+            return
+        if before is entry:
+            self.directories.append(entry)
+        for name, inner in self._view.children(node):
+            self._walk(inner, shown.rstrip("/") + "/" + name, join(url, [name]), target + "/" + name)

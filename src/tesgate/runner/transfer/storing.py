@@ -1,0 +1,289 @@
+"""Stores outputs in two phases: bytes under temporary names, then renames under the publish lease."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from dataclasses import dataclass, field
+from typing import Callable, List, Sequence, Set, Tuple
+
+from ..report import OutputFile
+from .copying import Changed, Copier, copied_mode
+from .faults import LeaseLost, PathRefused, StagingError, os_fault
+from .outputs import Entry
+from .paths import RootDir, Roots, is_temporary, open_dir, temporary_name
+from .threads import Stop, retrying
+from .urls import printable
+from .view import View
+
+__all__ = ["Prepared", "Storing"]
+
+_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+@dataclass
+class _Item:
+    """One file (or, without `temporary`, one directory) and the deepest directory of its target that exists."""
+
+    entry: Entry
+    root: RootDir
+    parts: List[str]
+    """Of that directory, below `root`, free of links. The temporary file lies here, so that nothing is left behind."""
+    missing: List[str]
+    """What is missing below it; for a file the last one is its name, be it missing or not."""
+    temporary: str = ""
+    size: int = 0
+    done: bool = False
+
+
+@dataclass
+class Prepared:
+    """Outputs whose bytes are stored under temporary names; `publish` makes them visible."""
+
+    notes: List[str] = field(default_factory=list)
+    directories: List[_Item] = field(default_factory=list)
+    items: List[_Item] = field(default_factory=list)
+
+    @property
+    def temporaries(self) -> List[str]:
+        """Absolute host paths of the temporary files, for the journal."""
+        return ["/".join([item.root.real.rstrip("/"), *item.parts, item.temporary]) for item in self.items]
+
+    @property
+    def files(self) -> List[OutputFile]:
+        """What the task's ``logs[].outputs`` will list."""
+        return [OutputFile(printable(i.entry.url), printable(i.entry.path), i.size) for i in self.items]
+
+    @property
+    def empty(self) -> bool:
+        """Nothing is to be published: no lease is needed."""
+        return not self.items and not self.directories
+
+
+class Storing:
+    """Blocking; each method runs in a thread."""
+
+    def __init__(self, *, roots: Roots, copier: Copier, umask: int, link: bool, durable: bool) -> None:
+        self._roots = roots
+        self._copier = copier
+        self._umask = umask
+        self._link = link
+        self._durable = durable
+
+    def place(self, files: Sequence[Entry], directories: Sequence[Entry], tag: str, prepared: Prepared) -> None:
+        """Find where everything goes. Raises `StagingError`; nothing is written yet."""
+        for entry in directories:
+            prepared.directories.append(self._place(entry, directory=True))
+        for number, entry in enumerate(files):
+            item = self._place(entry, directory=False)
+            item.temporary = temporary_name(tag, number)
+            prepared.items.append(item)
+
+    def _place(self, entry: Entry, *, directory: bool) -> _Item:
+        # A directory is found through a name in it, so that a link to a directory is followed.
+        path = entry.target + "/.tesgate" if directory else entry.target
+        try:
+            with self._roots.find(path, write=True) as found:
+                if found.info is None:
+                    missing = found.missing[:-1] if directory else found.missing
+                    return _Item(entry, found.root, found.parts, missing)
+                if directory:
+                    return _Item(entry, found.root, found.parts[:-1], [])
+                if stat.S_ISDIR(found.info.st_mode):
+                    raise PathRefused("is a directory, and a file is to be stored there; remove it or change the url")
+                return _Item(entry, found.root, found.parts[:-1], [found.parts[-1]])
+        except PathRefused as error:
+            raise _refused(entry, error.why) from None
+        except NotADirectoryError:
+            raise _refused(entry, "leads through a file as if it were a directory") from None
+        except OSError as error:
+            raise os_fault(error, "output %s could not be stored" % printable(entry.path)) from error
+
+    def put(self, item: _Item, view: View, stop: Stop) -> None:
+        """Bring one file's bytes to its temporary name. Raises `StagingError`, `Stopped`."""
+        shown = printable(item.entry.path)
+        try:
+            item.size = retrying(lambda: self._put(item, view, stop), stop)
+        except Changed:
+            raise StagingError(
+                "output %s changed while it was stored: something still writes to it." % shown, transient=True
+            ) from None
+        except PathRefused as error:
+            raise StagingError("output %s %s." % (shown, error.why)) from None
+        except OSError as error:
+            raise os_fault(error, "output %s could not be stored" % shown) from error
+
+    def _put(self, item: _Item, view: View, stop: Stop) -> int:
+        with view.opened(item.entry.node) as (parent, name, source):
+            target_dir = _open(item.root, item.parts)
+            try:
+                _unlink(item.temporary, target_dir)
+                mode = copied_mode(os.fstat(source).st_mode, 0o666 & ~self._umask)
+                ours = view.host(item.entry.node)[:1] == ("rw",)
+                if self._link and ours and self._adopt(parent, name, source, target_dir, item.temporary, mode):
+                    if self._durable:
+                        os.fsync(source)
+                    return os.fstat(source).st_size
+                handle = os.open(item.temporary, _NEW, 0o600, dir_fd=target_dir)
+                try:
+                    size = self._copier.copy(source, handle, stop)
+                    os.fchmod(handle, mode)
+                    if self._durable:
+                        os.fsync(handle)
+                finally:
+                    os.close(handle)
+                return size
+            finally:
+                os.close(target_dir)
+
+    def _adopt(self, parent: int, name: str, source: int, target_dir: int, temporary: str, mode: int) -> bool:
+        """Hard-link a file of our own scratch, which is as fast as a move: the scratch is deleted afterwards.
+
+        Only a file that has no other name (two outputs must not become one file), no file capabilities, and that
+        we can make ours: owner and mode become those that a copy would have.
+        """
+        info = os.fstat(source)
+        user = os.geteuid()
+        if info.st_nlink != 1 or info.st_dev != os.fstat(target_dir).st_dev or user not in (0, info.st_uid):
+            return False
+        try:
+            os.getxattr(source, "security.capability")
+            return False
+        except OSError as error:
+            if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
+                return False
+        try:
+            shared = os.fstat(target_dir)
+            group = shared.st_gid if shared.st_mode & stat.S_ISGID else os.getegid()
+            if (info.st_uid, info.st_gid) != (user, group):
+                os.fchown(source, user, group)
+            os.fchmod(source, mode)
+            os.link(name, temporary, src_dir_fd=parent, dst_dir_fd=target_dir, follow_symlinks=False)
+        except OSError:
+            return False
+        made = os.stat(temporary, dir_fd=target_dir, follow_symlinks=False)
+        if (made.st_dev, made.st_ino) == (info.st_dev, info.st_ino):
+            return True
+        _unlink(temporary, target_dir)
+        return False
+
+    def publish(self, prepared: Prepared, lease: Callable[[], float], stop: Stop) -> List[OutputFile]:
+        """Make everything visible. Raises `LeaseLost` before the first thing that the lease does not cover any more.
+
+        May be called again after that (with another lease): what is visible already is not touched again.
+        """
+        for item in prepared.directories:
+            if not item.done:
+                self._visible(item, lease, stop, _make_directory)
+        touched: Set[Tuple[str, Tuple[str, ...]]] = set()
+        for item in prepared.items:
+            if not item.done:
+                self._visible(item, lease, stop, _rename)
+                touched.add((item.root.real, (*item.parts, *item.missing[:-1])))
+        if self._durable:
+            for real, parts in touched:
+                self._sync(real, parts)
+        return prepared.files
+
+    def _visible(self, item: _Item, lease: Callable[[], float], stop: Stop, act: Callable[[_Item], None]) -> None:
+        stop.check()
+        if lease() <= 0:
+            raise LeaseLost("the publish lease ran out before %s was stored" % printable(item.entry.url))
+        try:
+            act(item)
+        except (IsADirectoryError, NotADirectoryError, FileExistsError):
+            raise _refused(item.entry, "has become a directory where a file is to be, or the reverse") from None
+        except FileNotFoundError:
+            raise StagingError(
+                "output %s: its temporary file or its directory was removed by somebody before it was published."
+                % printable(item.entry.path),
+                transient=True,
+            ) from None
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise _refused(item.entry, "has become a symbolic link") from None
+            raise os_fault(error, "output %s could not be stored" % printable(item.entry.path)) from error
+        item.done = True
+
+    @staticmethod
+    def _sync(real: str, parts: Sequence[str]) -> None:
+        try:
+            handle = os.open("/".join([real, *parts]), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            return  # removed by its owner in this moment: nothing is left to make durable
+        try:
+            os.fsync(handle)
+        except OSError:
+            return  # a file system that has no such thing for directories
+        finally:
+            os.close(handle)
+
+    def discard(self, temporaries: Sequence[str]) -> None:
+        """Remove temporary files by their absolute paths; what is gone, or is not such a name, is left alone."""
+        for path in temporaries:
+            name = path.rpartition("/")[2]
+            if not is_temporary(name):
+                continue
+            try:
+                root, parts = self._roots.belongs(path)
+                parent = _open(root, parts[:-1])
+            except (PathRefused, OSError):
+                continue  # the root is not ours any more, or the directory is gone
+            try:
+                _unlink(name, parent)
+            finally:
+                os.close(parent)
+
+
+def _refused(entry: Entry, why: str) -> StagingError:
+    return StagingError("output %s: its url %s %s." % (printable(entry.path), printable(entry.url), why))
+
+
+def _open(root: RootDir, parts: Sequence[str]) -> int:
+    base = root.open()
+    try:
+        return open_dir(base, parts)
+    finally:
+        os.close(base)
+
+
+def _make(root: RootDir, parts: Sequence[str], missing: Sequence[str]) -> int:
+    """Open a directory, making what is missing with the modes that the umask leaves."""
+    here = _open(root, parts)
+    for name in missing:
+        try:
+            with contextlib.suppress(FileExistsError):
+                # made by another output, or by somebody else: opened below, never through a link
+                os.mkdir(name, 0o777, dir_fd=here)
+            inner = open_dir(here, [name])
+        finally:
+            os.close(here)
+        here = inner
+    return here
+
+
+def _make_directory(item: _Item) -> None:
+    os.close(_make(item.root, item.parts, item.missing))
+
+
+def _rename(item: _Item) -> None:
+    base = _open(item.root, item.parts)
+    try:
+        final = _make(item.root, item.parts, item.missing[:-1])
+        try:
+            os.rename(item.temporary, item.missing[-1], src_dir_fd=base, dst_dir_fd=final)
+        finally:
+            os.close(final)
+        # Both names of one file (a second run after a crash): rename then does nothing, and leaves both.
+        _unlink(item.temporary, base)
+    finally:
+        os.close(base)
+
+
+def _unlink(name: str, parent: int) -> None:
+    try:
+        os.unlink(name, dir_fd=parent)
+    except FileNotFoundError:
+        return

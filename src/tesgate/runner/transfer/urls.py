@@ -1,0 +1,127 @@
+"""Reads the URLs of inputs and outputs: which are local paths, which are web addresses, which nobody here can serve."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import List, Optional
+from urllib.parse import quote, unquote_to_bytes
+
+from .faults import PathRefused
+
+__all__ = ["is_local", "is_web", "join", "local_path", "printable", "redact", "unsupported", "unsupported_output"]
+
+_SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.\-]*):")
+_ADVICE = "use a file:// URL (or a plain path) inside one of the agent's roots, or an http(s):// URL"
+_OBJECTS = "use a file:// path inside one of the agent's roots, or a presigned https:// URL for an input"
+_UNSUPPORTED = {
+    "s3": "s3:// is not served by this runner; " + _OBJECTS,
+    "gs": "gs:// (Google Cloud Storage) is not served by this runner; " + _OBJECTS,
+    "az": "az:// (Azure Blob Storage) is not served by this runner; " + _OBJECTS,
+    "abfs": "abfs:// (Azure Data Lake) is not served by this runner; " + _OBJECTS,
+    "abfss": "abfss:// (Azure Data Lake) is not served by this runner; " + _OBJECTS,
+    "wasb": "wasb:// (Azure Blob Storage) is not served by this runner; " + _OBJECTS,
+    "wasbs": "wasbs:// (Azure Blob Storage) is not served by this runner; " + _OBJECTS,
+    "swift": "swift:// is not served by this runner; " + _OBJECTS,
+    "drs": "drs:// identifiers are not resolved by this runner; use the object's own https:// access URL",
+    "ftp": "ftp:// is not served by this runner; " + _ADVICE,
+    "ftps": "ftps:// is not served by this runner; " + _ADVICE,
+    "sftp": "sftp:// is not served by this runner; " + _ADVICE,
+    "scp": "scp:// is not served by this runner; " + _ADVICE,
+    "gsiftp": "gsiftp:// is not served by this runner; " + _ADVICE,
+    "htsget": "htsget:// is not served by this runner; use the https:// URL of the whole file",
+    "irods": "irods:// is not served by this runner; " + _ADVICE,
+    "hdfs": "hdfs:// is not served by this runner; " + _ADVICE,
+    "data": "data: URLs are not served by this runner; put the text into the input's `content`",
+    "_": "`_:` names a directory that exists only inside the client (a CWL directory literal); "
+    "give its files as inputs of their own",
+}
+
+
+def _scheme(url: str) -> Optional[str]:
+    if url.startswith("_:"):
+        return "_"
+    found = _SCHEME.match(url)
+    return found.group(1).lower() if found else None
+
+
+def is_local(url: str) -> bool:
+    """Say whether the URL names a path on the agent's host: ``/x`` or ``file:…``."""
+    return url.startswith("/") or _scheme(url) == "file"
+
+
+def is_web(url: str) -> bool:
+    """Say whether the URL is one of HTTP."""
+    return _scheme(url) in ("http", "https")
+
+
+def unsupported(url: str) -> Optional[str]:
+    """Return one sentence for a URL that this build cannot read from, else None."""
+    if is_local(url) or is_web(url):
+        return None
+    scheme = _scheme(url)
+    if scheme is None:
+        return "%s is neither a URL nor an absolute path; %s." % (_quoted(url), _ADVICE)
+    return "%s." % (_UNSUPPORTED.get(scheme) or "%s: URLs are not served by this runner; %s" % (scheme, _ADVICE))
+
+
+def unsupported_output(url: str) -> Optional[str]:
+    """Return one sentence for a URL that this build cannot store to, else None."""
+    if is_web(url):
+        return (
+            "http(s):// is not served for outputs by this runner; "
+            "use a file:// URL (or a plain path) inside one of the agent's roots."
+        )
+    return unsupported(url)
+
+
+def local_path(url: str) -> str:
+    """Return the absolute path of a local URL; percent signs are decoded once in ``file:``, never in plain paths.
+
+    Raises `PathRefused` for another host, a relative path or a NUL.
+    """
+    if url.startswith("/"):
+        path = url
+    else:
+        rest = url[len("file:") :]
+        if rest.startswith("//"):
+            host, slash, tail = rest[2:].partition("/")
+            if host.lower() not in ("", "localhost"):
+                raise PathRefused("names the host %s; only file:/// and file://localhost/ are served" % _quoted(host))
+            rest = slash + tail
+        path = os.fsdecode(unquote_to_bytes(rest))
+    if "\0" in path:
+        raise PathRefused("holds a NUL character")
+    if not path.startswith("/"):
+        raise PathRefused("is not an absolute path")
+    return path
+
+
+def join(url: str, names: List[str]) -> str:
+    """Append path components to a local URL, in that URL's own spelling (percent-encoded or plain)."""
+    if not names:
+        return url
+    if url.startswith("/"):
+        tail = "/".join(printable(name) for name in names)
+    else:
+        tail = "/".join(quote(os.fsencode(name)) for name in names)
+    return url.rstrip("/") + "/" + tail
+
+
+def redact(url: str) -> str:
+    """Return the URL fit for a message: without user information, query and fragment of web addresses."""
+    found = re.match(r"^([A-Za-z][A-Za-z0-9+.\-]*)://([^/?#]*)([^?#]*)(.?)", url, re.DOTALL)
+    if found is None or found.group(1).lower() == "file":
+        return printable(url)
+    scheme, host, path, more = found.groups()
+    shown = "%s://%s%s" % (scheme, host.rpartition("@")[2], path)
+    return printable(shown + ("?…" if more == "?" else ""))
+
+
+def _quoted(text: str) -> str:
+    return "'%s'" % redact(text)
+
+
+def printable(text: str) -> str:
+    """Replace surrogates of names that are not UTF-8: neither JSON nor PostgreSQL takes them."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
