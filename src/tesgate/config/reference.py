@@ -1,0 +1,120 @@
+"""The reference page and the JSON schema of the configuration, made from the settings themselves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from tesgate.config.schema import ENV_PREFIX, FileRoot, Settings
+
+__all__ = ["reference_page", "settings_schema"]
+
+_HEAD = """# Configuration
+
+<!-- Made by tools/export_config.py from src/tesgate/config/schema.py; do not edit. -->
+
+`tesgate serve --config tesgate.yaml` reads a YAML file (`TESGATE_CONFIG` names one, too). Each setting can also come
+from an environment variable, and some from the command line. The first one wins: command line, environment, file,
+default. Lists in variables are JSON or words with commas between them; tables are JSON. An unknown or wrong setting
+stops the start, with its name and what to do.
+
+```yaml
+server:
+  port: 8080
+auth:
+  mode: tokens
+  tokens_file: /etc/tesgate/tokens
+file_roots:
+  - {name: data, path: /data, writable: true}
+```
+"""
+
+
+def settings_schema() -> dict[str, Any]:
+    """JSON schema of the configuration file."""
+    schema = Settings.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["title"] = "tesgate configuration"
+    _strip(schema)
+    return schema
+
+
+def _strip(node: Any) -> None:
+    """Leave out what only our own reference page uses."""
+    if isinstance(node, dict):
+        for word in ("flag", "secret", "default_text"):
+            if isinstance(node.get(word), (str, bool)):
+                del node[word]
+        for value in node.values():
+            _strip(value)
+    elif isinstance(node, list):
+        for value in node:
+            _strip(value)
+
+
+def reference_page() -> str:
+    """Markdown of ``docs/configuration.md``."""
+    top: list[str] = []
+    groups: list[str] = []
+    for name, info in Settings.model_fields.items():
+        kind = info.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            groups += ["", f"## {name}", "", kind.__doc__ or "", "", *_table(name, kind)]
+        else:
+            top.append(_row("", name, info, Settings))
+    head = ["", "## Top level", "", *_HEADER, *top]
+    roots = ["", "### file_roots", "", FileRoot.__doc__ or "", "", *_table("file_roots[]", FileRoot)]
+    return "\n".join([_HEAD.rstrip(), *head, *roots, *groups]) + "\n"
+
+
+_HEADER = ["| setting | default | meaning | variable, option |", "|---|---|---|---|"]
+
+
+def _table(prefix: str, model: type[BaseModel]) -> list[str]:
+    return [*_HEADER, *(_row(prefix, name, info, model) for name, info in model.model_fields.items())]
+
+
+def _row(prefix: str, name: str, info: FieldInfo, model: type[BaseModel]) -> str:
+    path = f"{prefix}.{name}" if prefix else name
+    extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
+    ways = [] if "[]" in path else [f"`{ENV_PREFIX}{path.replace('.', '__').upper()}`"]
+    if "flag" in extra:
+        ways.append(f"`{extra['flag']}`")
+    meaning = (info.description or "").replace("|", "\\|")
+    limits = _limits(model, name)
+    words = f"{meaning} {limits}".strip()
+    return f"| `{path}` | {_default(info, extra)} | {words} | {', '.join(ways)} |"
+
+
+def _default(info: FieldInfo, extra: dict[str, Any]) -> str:
+    if "default_text" in extra:
+        return f"`{extra['default_text']}`"
+    if info.default is PydanticUndefined:
+        return "required"
+    value = str(info.default) if isinstance(info.default, Path) else info.default
+    return f"`{json.dumps(value)}`"
+
+
+def _limits(model: type[BaseModel], name: str) -> str:
+    """Range and choices, in words, from the JSON schema (which knows about them whatever the type's form)."""
+    schema = model.model_json_schema()["properties"][name]
+    found: list[str] = []
+    for part in [schema, *schema.get("anyOf", [])]:
+        if "enum" in part:
+            found.append("One of " + ", ".join(f"`{value}`" for value in part["enum"]) + ".")
+        low, above = part.get("minimum"), part.get("exclusiveMinimum")
+        high = part.get("maximum")
+        if low is not None and high is not None:
+            found.append(f"{low} to {high}.")
+        elif low is not None:
+            found.append(f"At least {low}.")
+        elif above is not None:
+            found.append(f"More than {above}." if high is None else f"More than {above}, at most {high}.")
+        elif high is not None:
+            found.append(f"At most {high}.")
+    return " ".join(found)

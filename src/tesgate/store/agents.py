@@ -1,0 +1,139 @@
+"""Agents: their sessions, their silence, and the room that they have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from tesgate.model.placement import AgentRoom, Need
+from tesgate.store.database import Database
+from tesgate.store.queries import load_queries
+
+__all__ = ["AgentRow", "AgentStore", "NewAgent", "Silence", "Stranded"]
+
+
+@dataclass(frozen=True, slots=True)
+class NewAgent:
+    """What an agent says of itself."""
+
+    instance: str
+    pool: str
+    host: str
+    program_version: str
+    capacity: Need
+    runtimes: tuple[str, ...]
+    roots: tuple[dict[str, Any], ...]
+    labels: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class AgentRow:
+    """An open agent."""
+
+    room: AgentRoom
+    pool: str
+    session: int
+    silent_ticks: int
+    program_version: str
+    runtimes: tuple[str, ...]
+    seen_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Silence:
+    """How long an open agent has been silent, in good ticks."""
+
+    agent_id: str
+    session: int
+    ticks: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stranded:
+    """An open attempt of an agent that was declared lost."""
+
+    task_id: str
+    number: int
+    version: int
+    replica_id: str | None
+    epoch: int | None
+    agent_id: str
+    host: str
+
+
+class AgentStore:
+    """Statements on ``agent``."""
+
+    def __init__(self, *, database: Database) -> None:
+        self._database = database
+        self._sql = load_queries("agents")
+
+    async def register(self, agent: NewAgent) -> int:
+        """Protocol row *restart*: the session that is now the newest."""
+        async with self._database.transaction() as connection:
+            # The lock comes first, so that the room counted next is the room that is.
+            await connection.fetchval(self._sql["lock_agent"], agent.instance)
+            session: int = await connection.fetchval(
+                self._sql["register_agent"],
+                agent.instance,
+                agent.pool,
+                agent.host,
+                agent.program_version,
+                agent.capacity.cpu_milli,
+                agent.capacity.ram_bytes,
+                agent.capacity.disk_bytes,
+                list(agent.runtimes),
+                list(agent.roots),
+                agent.labels,
+            )
+            return session
+
+    async def hear(self, agent_id: str, session: int, number: int, *, draining: bool, pool: str) -> bool | None:
+        """Protocol row *poll*: None: not the newest session (410); False: a newer poll of it came before."""
+        newest: bool | None = await self._database.fetchval(
+            self._sql["hear_agent"], agent_id, session, number, draining, pool
+        )
+        return newest
+
+    async def list_open(self) -> list[AgentRow]:
+        """All agents that are not lost, with their room."""
+        rows = await self._database.fetch(self._sql["open_agents"])
+        return [
+            AgentRow(
+                room=AgentRoom(
+                    agent_id=row["id"],
+                    host=row["host"],
+                    capacity=Need(row["cpu_milli"], row["ram_bytes"], row["disk_bytes"]),
+                    used=Need(row["used_cpu_milli"], row["used_ram_bytes"], row["used_disk_bytes"]),
+                    roots=tuple((root["path"], bool(root.get("writable", True))) for root in row["roots"]),
+                    draining=row["draining"],
+                ),
+                pool=row["pool"],
+                session=row["session"],
+                silent_ticks=row["silent_ticks"],
+                program_version=row["program_version"],
+                runtimes=tuple(row["runtimes"]),
+                seen_at=row["seen_at"],
+            )
+            for row in rows
+        ]
+
+    async def count_silence(self) -> list[Silence]:
+        """One good tick more of silence for every open agent (a poll sets it back)."""
+        rows = await self._database.fetch(self._sql["count_silence"])
+        return [Silence(row["id"], row["session"], row["silent_ticks"]) for row in rows]
+
+    async def close(self, agent_id: str, session: int, ticks: int) -> bool:
+        """Protocol row *lost agent*: closed, if it is still silent and of that session."""
+        return await self._database.fetchval(self._sql["close_agent"], agent_id, session, ticks) is not None
+
+    async def stranded(self) -> list[Stranded]:
+        """Open attempts of closed agents: each of them is lost, which its owner writes."""
+        rows = await self._database.fetch(self._sql["attempts_of_closed_agents"])
+        return [Stranded(*row.values()) for row in rows]
+
+    async def forget(self, after: timedelta) -> None:
+        """Rows of agents that were lost long ago and hold nothing."""
+        await self._database.execute(self._sql["forget_agents"], after)
+

@@ -1,0 +1,108 @@
+"""Calls of one moment in one statement.
+
+Calls that arrive while statements are under way wait for the next one and go together; an idle gateway waits for
+nothing. Each caller gets its answer after the batch returned (after the commit), so nothing is promised early.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Generic, TypeVar
+
+from tesgate.store.errors import DatabaseUnavailable
+
+__all__ = ["Gather"]
+
+Request = TypeVar("Request")
+Result = TypeVar("Result")
+
+
+class Gather(Generic[Request, Result]):
+    """Gathers the calls of one kind.
+
+    `run_batch` gets one to `max_batch` requests and returns one result for each, in order; an `Exception` in that list
+    is raised to its caller alone. If it raises, nothing of the batch may have been stored: the batch is halved until
+    what fails stands alone, so one bad row does not fail its neighbours. `DatabaseUnavailable` is the exception: it
+    says nothing about rows and goes to all of them at once.
+
+    It has no lifetime of its own: a batch runs in a task that lives for as long as there are calls, kept here and not
+    in the caller's task, so that a caller who is cancelled takes nobody with him. One instance serves one event loop.
+    """
+
+    def __init__(
+        self,
+        run_batch: Callable[[list[Request]], Awaitable[Sequence[Result | Exception]]],
+        *,
+        max_batch: int = 500,
+        concurrency: int = 2,
+    ) -> None:
+        self._run_batch = run_batch
+        self._max_batch = max_batch
+        self._concurrency = concurrency
+        self._waiting: deque[tuple[Request, asyncio.Future[Result]]] = deque()
+        self._under_way: set[asyncio.Task[None]] = set()
+
+    async def call(self, request: Request) -> Result:
+        """The result for `request`. A caller who is cancelled before its batch left never takes part in it."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Result] = loop.create_future()
+        self._waiting.append((request, future))
+        if len(self._under_way) < self._concurrency:
+            # Started now, runs at the loop's next turn: the calls of this turn go along.
+            task = loop.create_task(self._drain(), name="gather")
+            self._under_way.add(task)
+            task.add_done_callback(self._under_way.discard)
+        return await future
+
+    async def aclose(self) -> None:
+        """Wait until everything that was asked is answered."""
+        while self._under_way:
+            await asyncio.wait(self._under_way)
+
+    async def _drain(self) -> None:
+        batch: list[tuple[Request, asyncio.Future[Result]]] = []
+        try:
+            while batch := self._take():
+                await self._answer(batch)
+        except BaseException:
+            # Only at the end of the event loop: who still waits must not wait for ever.
+            for _, future in (*batch, *self._waiting):
+                future.cancel()
+            self._waiting.clear()
+            raise
+
+    def _take(self) -> list[tuple[Request, asyncio.Future[Result]]]:
+        batch: list[tuple[Request, asyncio.Future[Result]]] = []
+        while self._waiting and len(batch) < self._max_batch:
+            entry = self._waiting.popleft()
+            if not entry[1].done():
+                batch.append(entry)
+        return batch
+
+    async def _answer(self, batch: list[tuple[Request, asyncio.Future[Result]]]) -> None:
+        try:
+            results = await self._run_batch([request for request, _ in batch])
+        except Exception as exc:
+            if len(batch) > 1 and not isinstance(exc, DatabaseUnavailable):
+                middle = len(batch) // 2
+                await self._answer(batch[:middle])
+                await self._answer(batch[middle:])
+                return
+            for _, future in batch:
+                _settle(future, exc)
+            return
+        if len(results) != len(batch):
+            results = [RuntimeError(f"a batch of {len(batch)} had {len(results)} results")] * len(batch)
+        for (_, future), result in zip(batch, results, strict=True):
+            _settle(future, result)
+
+
+def _settle(future: asyncio.Future[Any], result: object) -> None:
+    if future.done():
+        return
+    if isinstance(result, Exception):
+        future.set_exception(result)
+    else:
+        future.set_result(result)

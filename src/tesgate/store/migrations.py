@@ -1,0 +1,155 @@
+"""Brings the schema to this version's, and refuses one that it does not know.
+
+``store/sql/migrations/NNNN_name.sql`` are applied in order, each in a transaction of its own, one process at a time,
+and recorded with a checksum in ``schema_migration``. ``store/sql/schema.sql`` is the readable whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+
+import asyncpg
+
+from tesgate.store.database import Database, is_fault, place_of
+from tesgate.store.errors import DatabaseUnavailable, SchemaMismatch, StoreError
+
+__all__ = ["Migration", "check_schema", "load_migrations", "migrate", "prepare_schema"]
+
+logger = logging.getLogger(__name__)
+
+ADVISORY_LOCK = 0x7465736761746501
+"""Of the process that migrates ("tesgate", 1)."""
+
+RECORD = """
+CREATE TABLE IF NOT EXISTS schema_migration (
+    number     integer     PRIMARY KEY,
+    name       text        NOT NULL,
+    checksum   text        NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT now()
+)
+"""
+
+
+@dataclass(frozen=True)
+class Migration:
+    """One numbered step."""
+
+    number: int
+    name: str
+    sql: str
+
+    @property
+    def checksum(self) -> str:
+        """Of the text, whatever the line ends."""
+        return hashlib.sha256(self.sql.replace("\r\n", "\n").encode()).hexdigest()
+
+    def __str__(self) -> str:
+        return f"{self.number:04d}_{self.name}"
+
+
+def load_migrations() -> list[Migration]:
+    """This version's migrations in order. Raises `ValueError` for a bad name, a gap or a number twice."""
+    found = []
+    for entry in files("tesgate.store").joinpath("sql", "migrations").iterdir():
+        if not entry.name.endswith(".sql"):
+            continue
+        match = re.fullmatch(r"(\d{4})_([a-z0-9_]+)\.sql", entry.name)
+        if not match:
+            raise ValueError(f"{entry.name} is not named NNNN_name.sql")
+        found.append(Migration(int(match[1]), match[2], entry.read_text("utf-8")))
+    found.sort(key=lambda migration: migration.number)
+    if [migration.number for migration in found] != list(range(1, len(found) + 1)):
+        raise ValueError("the numbers of the migrations have a gap or a number twice")
+    return found
+
+
+async def migrate(database: Database, migrations: Sequence[Migration] | None = None) -> list[Migration]:
+    """Apply what is missing and return it. Any number of processes may call this at the same time.
+
+    Raises `SchemaMismatch` for a schema that this version does not know, `StoreError` for a migration that fails
+    (nothing of that one is kept), `DatabaseUnavailable`.
+    """
+    wanted = load_migrations() if migrations is None else list(migrations)
+    try:
+        # A connection of its own: it may wait for another gateway's migration, and a migration may take its time.
+        settings = {"application_name": "tesgate migrate", "lock_timeout": "0", "statement_timeout": "0"}
+        connection = await asyncpg.connect(database.dsn, timeout=30, server_settings=settings)
+        try:
+            await connection.execute("SELECT pg_advisory_lock($1)", ADVISORY_LOCK)
+            await connection.execute(RECORD)
+            missing = _missing(wanted, await connection.fetch("SELECT number, name, checksum FROM schema_migration"))
+            for migration in missing:
+                await _apply(connection, migration)
+            return missing
+        finally:
+            await connection.close(timeout=5)
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as exc:
+        place = place_of(database.dsn)
+        if is_fault(exc):
+            raise DatabaseUnavailable(f"The database at {place} went away during the migration: {exc}.") from exc
+        raise StoreError(f"The database at {place} cannot be migrated: {exc}.") from exc
+
+
+async def _apply(connection: asyncpg.Connection[asyncpg.Record], migration: Migration) -> None:
+    try:
+        async with connection.transaction():
+            await connection.execute(migration.sql)
+            await connection.execute(
+                "INSERT INTO schema_migration (number, name, checksum) VALUES ($1, $2, $3)",
+                migration.number,
+                migration.name,
+                migration.checksum,
+            )
+    except asyncpg.PostgresError as exc:
+        if is_fault(exc):
+            raise
+        raise StoreError(f"The migration {migration} failed and nothing of it was kept: {exc}.") from exc
+    logger.info("applied migration %s", migration)
+
+
+async def check_schema(database: Database, migrations: Sequence[Migration] | None = None) -> None:
+    """Raises `SchemaMismatch`, saying what to do, unless the schema is exactly this version's."""
+    wanted = load_migrations() if migrations is None else list(migrations)
+    rows: Sequence[asyncpg.Record] = []
+    if await database.fetchval("SELECT to_regclass('schema_migration') IS NOT NULL"):
+        rows = await database.fetch("SELECT number, name, checksum FROM schema_migration")
+    missing = _missing(wanted, rows)
+    if missing:
+        raise SchemaMismatch(
+            f"The database's schema is {len(missing)} step{'s' if len(missing) > 1 else ''} behind this version "
+            f"(next: {missing[0]}): run `tesgate migrate` once, then start again."
+        )
+
+
+async def prepare_schema(
+    database: Database, *, automatic: bool, migrations: Sequence[Migration] | None = None
+) -> list[Migration]:
+    """At the start of a gateway: migrate by itself (the embedded database) or only check (everybody else's)."""
+    if automatic:
+        return await migrate(database, migrations)
+    await check_schema(database, migrations)
+    return []
+
+
+def _missing(wanted: Sequence[Migration], rows: Sequence[asyncpg.Record]) -> list[Migration]:
+    applied = {row["number"]: row for row in rows}
+    known = {migration.number: migration for migration in wanted}
+    for number in sorted(applied):
+        row = applied[number]
+        migration = known.get(number)
+        if migration is None:
+            raise SchemaMismatch(
+                f"The database's schema is newer than this version of tesgate (it has {number:04d}_{row['name']}): "
+                "upgrade this tesgate, or give it another database."
+            )
+        if row["checksum"] != migration.checksum:
+            raise SchemaMismatch(
+                f"The migration {migration} in the database is not this version's: the database was made by another "
+                "build of tesgate. Use that build, or give this one another database."
+            )
+    return [migration for migration in wanted if migration.number not in applied]

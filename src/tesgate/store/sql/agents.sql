@@ -1,0 +1,53 @@
+-- name: lock_agent
+SELECT id FROM agent WHERE id = $1 FOR NO KEY UPDATE;
+
+-- name: register_agent
+-- protocol: restart. A new session of an instance, known or new. What it uses is counted anew from its open attempts.
+INSERT INTO agent (id, pool, host, program_version, session, cpu_milli, ram_bytes, disk_bytes, runtimes, roots, labels,
+                   state)
+VALUES ($1, $2, $3, $4, 1, $5, $6, $7, $8, $9, $10, 'open')
+ON CONFLICT (id) DO UPDATE SET
+    pool = excluded.pool, host = excluded.host, program_version = excluded.program_version,
+    session = agent.session + 1, poll_number = 0, cpu_milli = excluded.cpu_milli, ram_bytes = excluded.ram_bytes,
+    disk_bytes = excluded.disk_bytes, runtimes = excluded.runtimes, roots = excluded.roots, labels = excluded.labels,
+    state = 'open', draining = false, silent_ticks = 0, seen_at = now(), registered_at = now(),
+    used_cpu_milli = coalesce((SELECT sum(t.need_cpu_milli) FROM attempt a JOIN task t ON t.id = a.task_id
+                               WHERE a.agent_id = agent.id AND NOT a.closed), 0),
+    used_ram_bytes = coalesce((SELECT sum(t.need_ram_bytes) FROM attempt a JOIN task t ON t.id = a.task_id
+                               WHERE a.agent_id = agent.id AND NOT a.closed), 0),
+    used_disk_bytes = coalesce((SELECT sum(t.need_disk_bytes) FROM attempt a JOIN task t ON t.id = a.task_id
+                                WHERE a.agent_id = agent.id AND NOT a.closed), 0)
+RETURNING session;
+
+-- name: hear_agent
+-- protocol: poll. Only the newest session, and of it only the newest poll; a statement of its own, because everything
+-- else locks tasks before agents.
+UPDATE agent SET seen_at = now(), silent_ticks = 0, draining = $4, poll_number = greatest(poll_number, $3)
+WHERE id = $1 AND session = $2 AND state = 'open' AND pool = $5
+RETURNING poll_number <= $3 AS newest;
+
+-- name: open_agents
+SELECT id, pool, host, cpu_milli, ram_bytes, disk_bytes, used_cpu_milli, used_ram_bytes, used_disk_bytes, runtimes,
+       roots, labels, draining, session, silent_ticks, program_version, seen_at
+FROM agent WHERE state = 'open' ORDER BY id;
+
+-- name: count_silence
+-- One good tick: gateway and database both worked since the last one.
+UPDATE agent SET silent_ticks = silent_ticks + 1 WHERE state = 'open'
+RETURNING id, session, silent_ticks;
+
+-- name: close_agent
+-- protocol: lost agent. The session is unchanged and it is still silent.
+UPDATE agent SET state = 'closed' WHERE id = $1 AND session = $2 AND state = 'open' AND silent_ticks >= $3
+RETURNING id;
+
+-- name: attempts_of_closed_agents
+SELECT t.id, t.attempt, t.version, t.replica_id, t.replica_epoch, g.id AS agent_id, g.host
+FROM agent g JOIN attempt a ON a.agent_id = g.id AND NOT a.closed JOIN task t ON t.id = a.task_id AND t.attempt = a.number
+WHERE g.state = 'closed' AND t.phase <> 'ended'
+ORDER BY t.id LIMIT 1000;
+
+-- name: forget_agents
+-- Agents that were lost long ago and hold nothing.
+DELETE FROM agent g WHERE g.state = 'closed' AND g.seen_at < now() - $1::interval
+  AND NOT EXISTS (SELECT FROM attempt a WHERE a.agent_id = g.id AND NOT a.closed);

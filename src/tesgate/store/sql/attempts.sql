@@ -1,0 +1,245 @@
+-- name: assign
+-- protocol: assign. Attempt and room in one statement, global over replicas: an agent that has not got room for all
+-- that this round wants of it gets none of it, and the next round looks again.
+WITH pick AS (
+    SELECT * FROM unnest($1::text[], $2::integer[], $3::text[]) AS p(id, version, agent_id)
+), t AS (
+    SELECT t.id, t.attempt + 1 AS number, t.owner, p.agent_id, t.need_cpu_milli, t.need_ram_bytes, t.need_disk_bytes
+    FROM task t JOIN pick p ON p.id = t.id AND p.version = t.version
+    WHERE t.phase = 'waiting' AND t.state <> 'CANCELING' AND t.pending_state IS NULL
+      AND EXISTS (SELECT FROM replica WHERE id = $4 AND epoch = $5)
+    ORDER BY t.id
+    FOR NO KEY UPDATE OF t SKIP LOCKED
+), wanted AS (
+    SELECT agent_id, sum(need_cpu_milli)::bigint AS cpu, sum(need_ram_bytes)::bigint AS ram,
+           sum(need_disk_bytes)::bigint AS disk
+    FROM t GROUP BY agent_id
+), room AS (
+    UPDATE agent SET used_cpu_milli = used_cpu_milli + w.cpu, used_ram_bytes = used_ram_bytes + w.ram,
+                     used_disk_bytes = used_disk_bytes + w.disk
+    FROM wanted w
+    WHERE agent.id = w.agent_id AND agent.state = 'open' AND NOT agent.draining
+      AND agent.used_cpu_milli + w.cpu <= agent.cpu_milli
+      AND agent.used_ram_bytes + w.ram <= agent.ram_bytes
+      AND agent.used_disk_bytes + w.disk <= agent.disk_bytes
+    RETURNING agent.id
+), u AS (
+    UPDATE task SET phase = 'assigned',
+                    -- a retry goes on as what clients saw before
+                    state = CASE WHEN task.state = 'QUEUED' THEN 'INITIALIZING' ELSE task.state END,
+                    attempt = t.number, replica_id = $4, replica_epoch = $5, released = $7, wait_reason = NULL,
+                    not_before = NULL, version = task.version + 1
+    FROM t JOIN room ON room.id = t.agent_id
+    WHERE task.id = t.id
+    RETURNING task.id, task.version, t.number, t.agent_id
+), a AS (
+    INSERT INTO attempt (task_id, number, backend, external_name, agent_id, instance)
+    SELECT u.id, u.number, $6, $8 || u.id || '-' || u.number, u.agent_id, u.agent_id FROM u
+), event AS (
+    INSERT INTO task_event (task_id, number, kind, detail) SELECT u.id, u.number, 'assign', u.agent_id FROM u
+)
+SELECT id, version, number, agent_id FROM u;
+
+-- name: agent_orders
+-- Everything that the answer to a poll depends on: what the agent has, and what it should have.
+SELECT a.task_id, a.number, a.closed OR t.attempt <> a.number AS closed, a.acknowledged_at IS NOT NULL AS acknowledged,
+       t.state = 'CANCELING' AS canceling, t.version, a.agent_id IS NOT DISTINCT FROM $1 AS its_own
+FROM attempt a JOIN task t ON t.id = a.task_id
+WHERE a.agent_id = $1 AND NOT a.closed
+   OR (a.task_id, a.number) IN (SELECT * FROM unnest($2::text[], $3::integer[]));
+
+-- name: acknowledge
+-- protocol: acknowledge. The task is locked before its attempt, as everywhere.
+WITH t AS (
+    SELECT t.id, t.attempt
+    FROM task t JOIN unnest($2::text[], $3::integer[]) AS h(task_id, number) ON h.task_id = t.id AND h.number = t.attempt
+    WHERE t.phase = 'assigned'
+    ORDER BY t.id
+    FOR NO KEY UPDATE OF t
+), a AS (
+    UPDATE attempt SET acknowledged_at = coalesce(acknowledged_at, now())
+    FROM t WHERE attempt.task_id = t.id AND attempt.number = t.attempt AND attempt.agent_id = $1 AND NOT attempt.closed
+    RETURNING attempt.task_id
+)
+UPDATE task SET phase = 'started', version = task.version + 1 FROM a WHERE task.id = a.task_id;
+
+-- name: starts
+-- What a plan is computed from. The plan itself is never stored.
+SELECT t.id, a.number, a.external_name, t.document
+FROM attempt a JOIN task t ON t.id = a.task_id AND t.attempt = a.number
+WHERE (a.task_id, a.number) IN (SELECT * FROM unnest($1::text[], $2::integer[])) AND NOT a.closed;
+
+-- name: report
+-- protocol: report. The newest snapshot wins; whoever holds the publish lease has it renewed by every answer.
+WITH x AS (
+    SELECT t.id, t.state, t.phase, a.report_version, t.publisher = $2 AND t.publish_until > now() AS leased
+    FROM task t JOIN attempt a ON a.task_id = t.id AND a.number = $2
+    WHERE t.id = $1 AND t.attempt = $2 AND a.instance = $3 AND NOT a.closed
+    FOR NO KEY UPDATE OF t, a
+), newer AS (
+    UPDATE attempt SET snapshot = $5::json, report_version = $4,
+                       acknowledged_at = coalesce(acknowledged_at, now()),
+                       started_at = CASE WHEN $7 THEN coalesce(started_at, now()) ELSE started_at END
+    FROM x WHERE attempt.task_id = $1 AND attempt.number = $2 AND x.report_version < $4
+    RETURNING attempt.task_id
+), logged AS (
+    INSERT INTO log (task_id, number, tails) SELECT $1, $2, $6::json FROM newer WHERE $6::json IS NOT NULL
+    ON CONFLICT (task_id, number) DO UPDATE SET tails = excluded.tails
+), u AS (
+    UPDATE task SET
+        state = CASE WHEN $7 AND x.state IN ('QUEUED', 'INITIALIZING') THEN 'RUNNING' ELSE task.state END,
+        phase = 'started',
+        publish_until = CASE WHEN x.leased THEN now() + $8::interval ELSE task.publish_until END,
+        version = task.version + 1
+    FROM x
+    WHERE task.id = x.id
+      AND (x.leased OR x.phase = 'assigned' OR $7 AND x.state IN ('QUEUED', 'INITIALIZING'))
+    RETURNING task.id
+)
+SELECT x.state = 'CANCELING' AS stop, coalesce(x.leased, false) AS leased FROM x;
+
+-- name: publish
+-- protocol: publish. Own lease, or none alive; not for a cancelled or ended task.
+WITH x AS (
+    SELECT t.id, t.state, a.report_version,
+           t.publish_until IS NULL OR t.publish_until <= now() OR t.publisher = $2 AS free
+    FROM task t JOIN attempt a ON a.task_id = t.id AND a.number = $2
+    WHERE t.id = $1 AND t.attempt = $2 AND a.instance = $3 AND NOT a.closed
+    FOR NO KEY UPDATE OF t, a
+), newer AS (
+    UPDATE attempt SET snapshot = $5::json, report_version = $4, acknowledged_at = coalesce(acknowledged_at, now()),
+                       started_at = CASE WHEN $7 THEN coalesce(started_at, now()) ELSE started_at END
+    FROM x WHERE attempt.task_id = $1 AND attempt.number = $2 AND x.report_version < $4
+    RETURNING attempt.task_id
+), logged AS (
+    INSERT INTO log (task_id, number, tails) SELECT $1, $2, $6::json FROM newer WHERE $6::json IS NOT NULL
+    ON CONFLICT (task_id, number) DO UPDATE SET tails = excluded.tails
+), u AS (
+    UPDATE task SET publisher = $2, publish_until = now() + $8::interval,
+                    state = CASE WHEN $7 AND x.state IN ('QUEUED', 'INITIALIZING') THEN 'RUNNING' ELSE task.state END,
+                    phase = 'started', version = task.version + 1
+    FROM x WHERE task.id = x.id AND x.free AND x.state <> 'CANCELING'
+    RETURNING task.id
+)
+SELECT x.state = 'CANCELING' AS stop, u.id IS NOT NULL AS leased FROM x LEFT JOIN u ON true;
+
+-- name: finish
+-- protocol: finish. Terminal, room free; while another attempt's lease lives it has to wait.
+WITH x AS (
+    SELECT t.id, t.state, a.agent_id, t.need_cpu_milli, t.need_ram_bytes, t.need_disk_bytes,
+           t.publish_until IS NULL OR t.publish_until <= now() OR t.publisher = $2 AS free
+    FROM task t JOIN attempt a ON a.task_id = t.id AND a.number = $2
+    WHERE t.id = $1 AND t.attempt = $2 AND a.instance = $3 AND NOT a.closed AND t.phase <> 'ended'
+    FOR NO KEY UPDATE OF t, a
+), ok AS (
+    SELECT * FROM x WHERE free AND state <> 'CANCELING'
+), u AS (
+    UPDATE task SET state = $7, phase = 'ended', ended_at = now(), publisher = NULL, publish_until = NULL,
+                    crashes = 0, version = task.version + 1
+    FROM ok WHERE task.id = ok.id
+    RETURNING task.id
+), a AS (
+    UPDATE attempt SET closed = true, ended_at = now(), snapshot = $5::json, outputs = $8::json, report_version = $4,
+                       acknowledged_at = coalesce(acknowledged_at, now())
+    FROM ok WHERE attempt.task_id = $1 AND attempt.number = $2
+), logged AS (
+    INSERT INTO log (task_id, number, tails) SELECT $1, $2, $6::json FROM ok WHERE $6::json IS NOT NULL
+    ON CONFLICT (task_id, number) DO UPDATE SET tails = excluded.tails
+), room AS (
+    UPDATE agent SET used_cpu_milli = greatest(0, used_cpu_milli - ok.need_cpu_milli),
+                     used_ram_bytes = greatest(0, used_ram_bytes - ok.need_ram_bytes),
+                     used_disk_bytes = greatest(0, used_disk_bytes - ok.need_disk_bytes)
+    FROM ok WHERE agent.id = ok.agent_id
+), event AS (
+    INSERT INTO task_event (task_id, number, kind, detail) SELECT $1, $2, 'finish', $7 FROM ok
+)
+SELECT x.state = 'CANCELING' AS stop, u.id IS NOT NULL AS done FROM x LEFT JOIN u ON true;
+
+-- name: close_attempt
+-- protocol: failed, stopped, lost attempt. The attempt is over without having finished its task: the task waits for a
+-- further attempt, or ends, at once or when the publish lease that still lives is over.
+--   $3 kind; 'failed' and 'stopped' come from the runner, which has let go of its own lease; 'lost' has not
+--   $4 note for system_logs, $5 attempts at most, $6 back-off, $7 instance (runner) or null,
+--   $8 replica, $9 epoch (owner) or null, $10 version that the decision was made from or null, $11 snapshot, $12 tails, $13 a further attempt may help
+WITH x AS (
+    SELECT t.id, t.state, a.agent_id, t.need_cpu_milli, t.need_ram_bytes, t.need_disk_bytes,
+           t.publisher = $2 AND $3 <> 'lost' AS lets_go,
+           CASE WHEN t.state = 'CANCELING' THEN 'CANCELED'
+                WHEN $13 AND t.attempt < $5 THEN NULL
+                ELSE 'SYSTEM_ERROR' END AS final,
+           t.publish_until > now() AND NOT (t.publisher = $2 AND $3 <> 'lost') AS blocked
+    FROM task t JOIN attempt a ON a.task_id = t.id AND a.number = $2
+    WHERE t.id = $1 AND t.attempt = $2 AND NOT a.closed AND t.phase <> 'ended'
+      AND ($7::text IS NULL OR a.instance = $7)
+      AND ($10::integer IS NULL OR t.version = $10)
+      AND ($8::text IS NULL OR t.replica_id = $8 AND t.replica_epoch = $9)
+      AND ($3 <> 'stopped' OR t.state = 'CANCELING')
+    FOR NO KEY UPDATE OF t, a
+), u AS (
+    UPDATE task SET
+        phase = CASE WHEN x.final IS NOT NULL AND x.blocked IS NOT TRUE THEN 'ended' ELSE 'waiting' END,
+        state = CASE WHEN x.final IS NOT NULL AND x.blocked IS NOT TRUE THEN x.final ELSE task.state END,
+        ended_at = CASE WHEN x.final IS NOT NULL AND x.blocked IS NOT TRUE THEN now() END,
+        pending_state = CASE WHEN x.blocked THEN x.final END,
+        publisher = CASE WHEN x.lets_go THEN NULL ELSE task.publisher END,
+        publish_until = CASE WHEN x.lets_go THEN NULL ELSE task.publish_until END,
+        not_before = CASE WHEN x.final IS NULL THEN now() + $6::interval END,
+        wait_reason = CASE WHEN x.final IS NULL THEN 'attempt ' || $2 || ' was ' || $3 || ': ' || $4 END,
+        replica_id = NULL, replica_epoch = NULL, version = task.version + 1
+    FROM x WHERE task.id = x.id
+    RETURNING task.id, task.phase, task.state
+), a AS (
+    UPDATE attempt SET closed = true, ended_at = now(),
+                       notes = CASE WHEN $4 = '' THEN notes ELSE notes || to_jsonb($4::text) END,
+                       snapshot = coalesce($11::json, snapshot)
+    FROM x WHERE attempt.task_id = $1 AND attempt.number = $2
+), logged AS (
+    INSERT INTO log (task_id, number, tails) SELECT $1, $2, $12::json FROM x WHERE $12::json IS NOT NULL
+    ON CONFLICT (task_id, number) DO UPDATE SET tails = excluded.tails
+), room AS (
+    UPDATE agent SET used_cpu_milli = greatest(0, used_cpu_milli - x.need_cpu_milli),
+                     used_ram_bytes = greatest(0, used_ram_bytes - x.need_ram_bytes),
+                     used_disk_bytes = greatest(0, used_disk_bytes - x.need_disk_bytes)
+    FROM x WHERE agent.id = x.agent_id
+), event AS (
+    INSERT INTO task_event (task_id, number, kind, detail) SELECT $1, $2, $3, nullif($4, '') FROM x
+)
+SELECT u.phase, u.state FROM u;
+
+-- name: store_handle
+-- protocol: launch.
+WITH u AS (
+    UPDATE task SET version = version + 1
+    WHERE id = $1 AND attempt = $2 AND version = $3 AND replica_id = $4 AND replica_epoch = $5 AND phase <> 'ended'
+    RETURNING version
+), a AS (
+    UPDATE attempt SET handle = $6 FROM u WHERE task_id = $1 AND number = $2
+)
+SELECT version FROM u;
+
+-- name: mark_released
+UPDATE task SET released = true, version = version + 1 WHERE id = $1 AND attempt = $2 AND phase = 'ended';
+
+-- name: held_attempts
+-- protocol: adopt, and the driver's own reading: what this replica follows.
+SELECT t.id, t.attempt, t.version, t.phase, t.state, t.released, t.crashes, a.backend, a.external_name, a.handle,
+       a.agent_id, extract(epoch FROM now() - a.assigned_at)::float8 AS age
+FROM task t JOIN attempt a ON a.task_id = t.id AND a.number = t.attempt
+WHERE t.replica_id = $1 AND t.replica_epoch = $2 AND (t.phase IN ('assigned', 'started') OR NOT t.released)
+  AND ($3::text IS NULL OR t.id = $3);
+
+-- name: count_crash
+-- A driver that raised, again and again: the row is counted, and at the end given up (close_attempt).
+UPDATE task SET crashes = crashes + 1, version = version + 1
+WHERE id = $1 AND attempt = $2 AND replica_id = $3 AND replica_epoch = $4 AND phase <> 'ended'
+RETURNING crashes, version;
+
+-- name: reset_crashes
+-- A minute of life.
+UPDATE task SET crashes = 0, version = version + 1
+WHERE id = ANY($1::text[]) AND crashes > 0 AND replica_id = $2 AND replica_epoch = $3
+  AND phase IN ('assigned', 'started');
+
+-- name: attempt_of
+-- May this attempt still write logs? Also after its end: logs come after finish, before forget.
+SELECT EXISTS (SELECT FROM attempt WHERE task_id = $1 AND number = $2);

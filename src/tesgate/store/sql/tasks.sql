@@ -1,0 +1,151 @@
+-- name: insert_tasks
+-- protocol: submit. Gathered. A row whose idempotency key is there already is left out of the answer, and so is one
+-- whose id is there: the statement may be sent again.
+INSERT INTO task (id, owner, "group", name, state, phase, document, tags, notes,
+                  need_cpu_milli, need_ram_bytes, need_disk_bytes, idempotency_key, body_hash)
+SELECT n.id, n.owner, n.grp, n.name, 'QUEUED', 'waiting', n.document::json, n.tags::jsonb, n.notes::jsonb,
+       n.cpu, n.ram, n.disk, n.key, n.hash
+FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
+            $8::bigint[], $9::bigint[], $10::bigint[], $11::text[], $12::text[])
+     AS n(id, owner, grp, name, document, tags, notes, cpu, ram, disk, key, hash)
+ON CONFLICT DO NOTHING
+RETURNING id;
+
+-- name: find_idempotent
+SELECT id, body_hash FROM task WHERE id = $1 OR owner = $2 AND idempotency_key = $3 ORDER BY id = $1 DESC LIMIT 1;
+
+-- name: get_states
+-- Gathered: the owner comes along, so that one statement serves many callers.
+SELECT id, owner, "group", state FROM task WHERE id = ANY($1::text[]);
+
+-- name: get_task
+SELECT id, owner, "group", state, phase, created_at, document, notes, wait_reason, attempt FROM task WHERE id = $1;
+
+-- name: get_attempts
+-- BASIC has no tails and no system logs; they are large and stay where they are.
+SELECT a.task_id, a.number, a.backend, a.acknowledged_at, a.ended_at, a.closed, a.snapshot, a.notes, a.outputs,
+       CASE WHEN $2 THEN l.tails END AS tails
+FROM attempt a LEFT JOIN log l ON $2 AND l.task_id = a.task_id AND l.number = a.number
+WHERE a.task_id = ANY($1::text[])
+ORDER BY a.task_id, a.number;
+
+-- name: cancel_task
+-- protocol: cancel. What nobody has begun and no lease protects ends at once; the rest is CANCELING until it is stopped.
+WITH t AS (
+    SELECT id, phase, state, attempt, replica_id,
+           phase = 'waiting' AND (publish_until IS NULL OR publish_until <= now()) AS at_once
+    FROM task
+    WHERE id = $1 AND ($2 OR owner = $3 OR "group" = ANY($4::text[]))
+    FOR NO KEY UPDATE
+), u AS (
+    UPDATE task SET
+        state = CASE WHEN t.at_once THEN 'CANCELED' ELSE 'CANCELING' END,
+        phase = CASE WHEN t.at_once THEN 'ended' ELSE task.phase END,
+        ended_at = CASE WHEN t.at_once THEN now() END,
+        attempt = CASE WHEN t.at_once THEN greatest(t.attempt, 1) ELSE task.attempt END,
+        pending_state = NULL,
+        cancel_requested_at = now(),
+        version = task.version + 1
+    FROM t WHERE task.id = t.id AND t.phase <> 'ended' AND t.state <> 'CANCELING'
+    RETURNING task.id, task.state, task.attempt
+), never_begun AS (
+    -- clients read logs[0] of every ended task
+    INSERT INTO attempt (task_id, number, backend, external_name, closed, ended_at)
+    SELECT t.id, 1, '', '', true, now() FROM t WHERE t.at_once AND t.attempt = 0 AND t.phase <> 'ended'
+), event AS (
+    INSERT INTO task_event (task_id, number, kind) SELECT u.id, u.attempt, 'cancel' FROM u
+)
+SELECT coalesce(u.state, t.state) AS state, u.id IS NOT NULL AS changed, t.replica_id,
+       (SELECT agent_id FROM attempt WHERE task_id = t.id AND number = t.attempt AND NOT closed) AS agent_id
+FROM t LEFT JOIN u ON true;
+
+-- name: waiting_tasks
+-- The queue: oldest first, owners in turn. A loose scan over task_waiting, so that its cost is the number of owners
+-- times $1, not the length of the queue.
+WITH RECURSIVE owners AS (
+    (SELECT owner FROM task WHERE phase = 'waiting' ORDER BY owner LIMIT 1)
+    UNION ALL
+    SELECT (SELECT t.owner FROM task t WHERE t.phase = 'waiting' AND t.owner > o.owner ORDER BY t.owner LIMIT 1)
+    FROM owners o WHERE o.owner IS NOT NULL
+), heads AS (
+    SELECT h.*, row_number() OVER (PARTITION BY o.owner ORDER BY h.id) AS turn
+    FROM owners o CROSS JOIN LATERAL (
+        SELECT t.id, t.owner, t.version, t.attempt, t.need_cpu_milli, t.need_ram_bytes, t.need_disk_bytes,
+               t.document, t.wait_reason, extract(epoch FROM now() - t.created_at)::float8 AS age
+        FROM task t
+        WHERE t.phase = 'waiting' AND t.owner = o.owner AND t.state <> 'CANCELING' AND t.pending_state IS NULL
+          AND (t.not_before IS NULL OR t.not_before <= now())
+        ORDER BY t.id LIMIT $1
+    ) h
+    WHERE o.owner IS NOT NULL
+)
+SELECT * FROM heads ORDER BY turn, id LIMIT $1;
+
+-- name: note_reasons
+-- Why a task waits, for its system_logs. No version: the reason decides nothing.
+UPDATE task SET wait_reason = r.reason
+FROM unnest($1::text[], $2::text[]) AS r(id, reason)
+WHERE task.id = r.id AND task.phase = 'waiting' AND task.wait_reason IS DISTINCT FROM r.reason;
+
+-- name: end_pending
+-- Ends that waited for a publish lease: no terminal state is shown while one lives.
+WITH t AS (
+    SELECT id, attempt, coalesce(pending_state, 'CANCELED') AS final
+    FROM task
+    WHERE phase = 'waiting' AND (pending_state IS NOT NULL OR state = 'CANCELING')
+      AND (publish_until IS NULL OR publish_until <= now())
+    ORDER BY id LIMIT 500
+    FOR NO KEY UPDATE SKIP LOCKED
+), u AS (
+    UPDATE task SET state = t.final, phase = 'ended', ended_at = now(), pending_state = NULL, publisher = NULL,
+                    publish_until = NULL, attempt = greatest(t.attempt, 1), version = task.version + 1
+    FROM t WHERE task.id = t.id
+    RETURNING task.id, task.attempt, task.state
+), never_begun AS (
+    INSERT INTO attempt (task_id, number, backend, external_name, closed, ended_at)
+    SELECT id, 1, '', '', true, now() FROM t WHERE attempt = 0
+), event AS (
+    INSERT INTO task_event (task_id, number, kind, detail) SELECT id, attempt, 'end', state FROM u
+)
+SELECT id FROM u;
+
+-- name: refuse_waiting
+-- A waiting task that no backend can ever take ends in SYSTEM_ERROR, with the reason as its system log.
+WITH t AS (
+    SELECT t.id, t.attempt, r.reason
+    FROM task t JOIN unnest($1::text[], $2::integer[], $3::text[]) AS r(id, version, reason)
+         ON t.id = r.id AND t.version = r.version
+    WHERE t.phase = 'waiting' AND t.state <> 'CANCELING'
+    ORDER BY t.id
+    FOR NO KEY UPDATE OF t
+), u AS (
+    UPDATE task SET pending_state = 'SYSTEM_ERROR', attempt = t.attempt + 1, version = task.version + 1
+    FROM t WHERE task.id = t.id
+    RETURNING task.id
+), noted AS (
+    -- the reason outlives the wait in the log entry that never started
+    INSERT INTO attempt (task_id, number, backend, external_name, closed, ended_at, notes)
+    SELECT t.id, t.attempt + 1, '', '', true, now(), jsonb_build_array(t.reason) FROM t
+), counted AS (
+    INSERT INTO task_event (task_id, number, kind, detail) SELECT t.id, t.attempt + 1, 'refused', t.reason FROM t
+)
+SELECT id FROM u;
+
+-- name: task_counts
+SELECT state, count(*) AS tasks FROM task WHERE phase <> 'ended' GROUP BY state;
+
+-- name: oldest_waiting
+SELECT extract(epoch FROM now() - min(created_at))::float8 FROM task WHERE phase = 'waiting';
+
+-- name: list_events
+SELECT number, at, kind, detail FROM task_event WHERE task_id = $1 ORDER BY id;
+
+-- name: expired_tasks
+SELECT id FROM task WHERE phase = 'ended' AND ended_at < now() - $1::interval AND released ORDER BY ended_at LIMIT $2;
+
+-- name: delete_tasks
+DELETE FROM task WHERE id = ANY($1::text[]) AND phase = 'ended';
+
+-- name: open_tasks_of
+-- Of these tasks, those that still exist (for the workspace's retention).
+SELECT id FROM task WHERE id = ANY($1::text[]);

@@ -1,0 +1,300 @@
+"""Tasks as clients see them: submit, get, list, cancel, and the queue that the dispatcher reads.
+
+Every method's first argument is the `Caller` or it is the system's own. Another caller's task is a task that does
+not exist.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from tesgate.errors import IdempotencyConflict, TaskNotFound
+from tesgate.model.caller import Caller
+from tesgate.model.placement import Candidate, Need
+from tesgate.model.planning import local_paths
+from tesgate.model.records import AttemptRecord, Inserted, ListQuery, NewTask, TaskRecord
+from tesgate.store.database import Database, Row
+from tesgate.store.gather import Gather
+from tesgate.store.queries import load_queries
+from tesgate.store.wakes import Wakes
+
+__all__ = ["TaskStore"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Owned:
+    owner: str
+    group: str | None
+    state: str
+
+
+class TaskStore:
+    """Statements on ``task`` that act for a caller."""
+
+    def __init__(self, *, database: Database, wakes: Wakes) -> None:
+        self._database = database
+        self._wakes = wakes
+        self._sql = load_queries("tasks")
+        self._inserts: Gather[NewTask, Inserted] = Gather(self._insert_batch, max_batch=200)
+        self._states: Gather[str, _Owned | None] = Gather(self._state_batch, max_batch=500)
+
+    # submit
+
+    async def insert_task(self, caller: Caller, new: NewTask) -> Inserted:
+        """Protocol row *submit*; returns after the commit.
+
+        Raises `IdempotencyConflict` when the key was used with another body.
+        """
+        del caller  # the owner stands in `new`
+        inserted = await self._inserts.call(new)
+        if not inserted.existed:
+            self._wakes.queue()
+        return inserted
+
+    async def _insert_batch(self, batch: Sequence[NewTask]) -> list[Inserted | Exception]:
+        rows = await self._database.fetch(
+            self._sql["insert_tasks"],
+            [new.id for new in batch],
+            [new.owner for new in batch],
+            [new.group for new in batch],
+            [new.name or "" for new in batch],
+            [json.dumps(new.document, ensure_ascii=False, separators=(",", ":")) for new in batch],
+            [json.dumps(dict(new.tags), ensure_ascii=False) for new in batch],
+            [json.dumps(list(new.notes), ensure_ascii=False) for new in batch],
+            [milli(new.need.cpu_cores) for new in batch],
+            [new.need.ram_bytes for new in batch],
+            [new.need.disk_bytes for new in batch],
+            [new.idempotency_key for new in batch],
+            [new.body_hash for new in batch],
+            idempotent=True,
+        )
+        made = {row["id"] for row in rows}
+        return [Inserted(new.id, False) if new.id in made else await self._existing(new) for new in batch]
+
+    async def _existing(self, new: NewTask) -> Inserted | Exception:
+        row = await self._database.fetchrow(
+            self._sql["find_idempotent"], new.id, new.owner, new.idempotency_key
+        )
+        if row is None:
+            return RuntimeError("a task vanished between its insert and its reading")
+        if row["id"] == new.id:
+            return Inserted(new.id, False)  # the connection was lost after the commit, and the insert was sent again
+        if row["body_hash"] != new.body_hash:
+            return IdempotencyConflict()
+        return Inserted(row["id"], True)
+
+    # read
+
+    async def get_state(self, caller: Caller, task_id: str) -> str:
+        """The state alone (MINIMAL); gathered. Raises `TaskNotFound`."""
+        owned = await self._states.call(task_id)
+        if owned is None or not visible(caller, owned.owner, owned.group):
+            raise TaskNotFound(task_id)
+        return owned.state
+
+    async def _state_batch(self, batch: Sequence[str]) -> list[_Owned | Exception | None]:
+        rows = await self._database.fetch(self._sql["get_states"], list(set(batch)))
+        found = {row["id"]: _Owned(row["owner"], row["group"], row["state"]) for row in rows}
+        return [found.get(task_id) for task_id in batch]
+
+    async def get_task(self, caller: Caller, task_id: str, *, full: bool) -> TaskRecord:
+        """The whole task; tails and system logs only where `full`. Raises `TaskNotFound`."""
+        row = await self._database.fetchrow(self._sql["get_task"], task_id)
+        if row is None or not visible(caller, row["owner"], row["group"]):
+            raise TaskNotFound(task_id)
+        attempts = await self._database.fetch(self._sql["get_attempts"], [task_id], full)
+        return _task_record(row, attempts, full=full)
+
+    async def list_tasks(self, caller: Caller, query: ListQuery) -> list[TaskRecord]:
+        """One page, newest first: only what `caller` may see."""
+        sql, arguments = _list_statement(caller, query)
+        rows = await self._database.fetch(sql, *arguments)
+        if query.view == "MINIMAL":
+            return [TaskRecord(row["id"], row["state"]) for row in rows]
+        full = query.view == "FULL"
+        by_task: dict[str, list[Row]] = {row["id"]: [] for row in rows}
+        if by_task:
+            for attempt in await self._database.fetch(self._sql["get_attempts"], list(by_task), full):
+                by_task[attempt["task_id"]].append(attempt)
+        return [_task_record(row, by_task[row["id"]], full=full) for row in rows]
+
+    async def list_events(self, caller: Caller, task_id: str) -> list[dict[str, Any]]:
+        """What was decided about a task, in order. Raises `TaskNotFound`."""
+        await self.get_state(caller, task_id)
+        rows = await self._database.fetch(self._sql["list_events"], task_id)
+        return [{**dict(row), "at": _time(row["at"])} for row in rows]
+
+    # cancel
+
+    async def cancel_task(self, caller: Caller, task_id: str) -> str:
+        """Protocol row *cancel*; the state that the task has now. Idempotent, a terminal task stays as it is.
+
+        Raises `TaskNotFound`.
+        """
+        row = await self._database.fetchrow(
+            self._sql["cancel_task"], task_id, caller.admin, caller.subject, list(caller.groups), idempotent=True
+        )
+        if row is None:
+            raise TaskNotFound(task_id)
+        if row["changed"]:
+            self._wakes.task(task_id)
+            if row["agent_id"] is not None:
+                self._wakes.agent(row["agent_id"])
+        state: str = row["state"]
+        return state
+
+    # the system's own
+
+    async def waiting(self, limit: int) -> list[Candidate]:
+        """The head of the queue: oldest first, owners in turn."""
+        rows = await self._database.fetch(self._sql["waiting_tasks"], limit, idempotent=True)
+        return [
+            Candidate(
+                task_id=row["id"],
+                version=row["version"],
+                need=Need(row["need_cpu_milli"], row["need_ram_bytes"], row["need_disk_bytes"]),
+                paths=tuple(local_paths(row["document"])),
+                age=row["age"],
+                reason=row["wait_reason"],
+            )
+            for row in rows
+        ]
+
+    async def note_reasons(self, reasons: Mapping[str, str]) -> None:
+        """Write down why tasks wait."""
+        if reasons:
+            await self._database.execute(self._sql["note_reasons"], list(reasons), list(reasons.values()))
+
+    async def refuse(self, refused: Mapping[str, tuple[int, str]]) -> None:
+        """End waiting tasks (id to version and sentence) that nothing here can ever run, in SYSTEM_ERROR."""
+        if refused:
+            await self._database.fetch(
+                self._sql["refuse_waiting"],
+                list(refused),
+                [version for version, _ in refused.values()],
+                [sentence for _, sentence in refused.values()],
+            )
+
+    async def end_pending(self) -> list[str]:
+        """Write the ends that waited for a publish lease which is now over."""
+        return [row["id"] for row in await self._database.fetch(self._sql["end_pending"])]
+
+    async def counts(self) -> dict[str, int]:
+        """Open tasks by state."""
+        return {row["state"]: row["tasks"] for row in await self._database.fetch(self._sql["task_counts"])}
+
+    async def queue_age(self) -> float:
+        """Seconds for which the oldest waiting task has been waiting; 0 with an empty queue."""
+        return await self._database.fetchval(self._sql["oldest_waiting"]) or 0.0
+
+    async def expired(self, keep: timedelta, limit: int) -> list[str]:
+        """Ended tasks older than `keep`."""
+        return [row["id"] for row in await self._database.fetch(self._sql["expired_tasks"], keep, limit)]
+
+    async def delete(self, task_ids: Sequence[str]) -> None:
+        """Retention: rows of ended tasks go, with their attempts, tails and events."""
+        await self._database.execute(self._sql["delete_tasks"], list(task_ids))
+
+    async def still_there(self, task_ids: Sequence[str]) -> set[str]:
+        """Which of these tasks have a row."""
+        return {row["id"] for row in await self._database.fetch(self._sql["open_tasks_of"], list(task_ids))}
+
+
+def milli(cores: float) -> int:
+    """Cores to the thousandths that rooms are counted in, rounded up."""
+    return max(1, -int(-cores * 1000 // 1))
+
+
+def visible(caller: Caller, owner: str, group: str | None) -> bool:
+    """Whether `caller` may know of a task of this owner and group."""
+    return caller.admin or owner == caller.subject or (group is not None and group in caller.groups)
+
+
+def _list_statement(caller: Caller, query: ListQuery) -> tuple[str, list[Any]]:
+    """A list's statement: fixed fragments and numbered arguments, only as many as the query has conditions."""
+    arguments: list[Any] = []
+
+    def argument(value: Any) -> str:
+        arguments.append(value)
+        return f"${len(arguments)}"
+
+    conditions: list[str] = []
+    if not caller.admin:
+        mine = f"owner = {argument(caller.subject)}"
+        if caller.groups:
+            mine = f'({mine} OR "group" = ANY({argument(list(caller.groups))}::text[]))'
+        conditions.append(mine)
+    if query.after is not None:
+        conditions.append(f"id < {argument(query.after)}")
+    if query.state is not None:
+        conditions.append(f"state = {argument(query.state)}")
+    if query.name_prefix:
+        conditions.append(f"starts_with(name, {argument(query.name_prefix)})")
+    exact = {key: value for key, value in query.tags if value is not None}
+    for key, value in query.tags:
+        if value is None:
+            conditions.append(f"tags ? {argument(key)}")
+        elif exact[key] != value:
+            conditions.append("false")  # one key cannot have two values
+    if exact:
+        conditions.append(f"tags @> {argument(exact)}::jsonb")
+    columns = "id, state"
+    if query.view != "MINIMAL":
+        columns = "id, state, phase, created_at, document, notes, wait_reason, attempt"
+    where = " AND ".join(conditions) or "true"
+    sql = f"SELECT {columns} FROM task WHERE {where} ORDER BY id DESC LIMIT {argument(query.limit)}"  # noqa: S608
+    return sql, arguments
+
+
+def _task_record(row: Row, attempts: Sequence[Row], *, full: bool) -> TaskRecord:
+    records = [_attempt_record(attempt, full=full) for attempt in attempts]
+    extra = [*row["notes"]]
+    if row["phase"] == "waiting" and row["wait_reason"]:
+        extra.append(row["wait_reason"])
+    if full and extra:
+        # What was said before the first attempt, and why it waits, stands in the entry that clients read.
+        first = records[0] if records else AttemptRecord(number=1)
+        records[:1] = [_with_notes(first, before=row["notes"])]
+        if len(extra) > len(row["notes"]):
+            records[-1:] = [_with_notes(records[-1], after=extra[len(row["notes"]) :])]
+    return TaskRecord(row["id"], row["state"], row["document"], row["created_at"], tuple(records))
+
+
+def _with_notes(record: AttemptRecord, *, before: Sequence[str] = (), after: Sequence[str] = ()) -> AttemptRecord:
+    return AttemptRecord(
+        record.number,
+        record.start_time,
+        record.end_time,
+        record.executors,
+        (*before, *record.system_logs, *after),
+        record.outputs,
+        record.metadata,
+    )
+
+
+def _attempt_record(row: Row, *, full: bool) -> AttemptRecord:
+    snapshot: Mapping[str, Any] = row["snapshot"] or {}
+    executors = [dict(executor) for executor in snapshot.get("executors", [])]
+    for executor, tail in zip(executors, row["tails"] or [], strict=False):
+        executor.update(tail)
+    metadata = {str(key): str(value) for key, value in snapshot.get("metadata", {}).items()}
+    if row["backend"]:
+        metadata["backend"] = row["backend"]
+    return AttemptRecord(
+        number=row["number"],
+        start_time=_time(row["acknowledged_at"]),
+        end_time=_time(row["ended_at"]),
+        executors=tuple(executors),
+        system_logs=(*snapshot.get("system_logs", []), *row["notes"]) if full else (),
+        outputs=tuple(row["outputs"] or ()),
+        metadata=metadata,
+    )
+
+
+def _time(moment: datetime | None) -> str | None:
+    """RFC 3339 in UTC."""
+    return None if moment is None else moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

@@ -1,0 +1,96 @@
+"""Real services for tests. A bed that cannot start is a skip that says why, and where CI expects it, a failure.
+
+A bed is a module here with ``serving()``: a context manager that yields what the tests need and raises `BedUnavailable`
+where it cannot. ``TESGATE_REQUIRE_BEDS`` (names with commas between, or ``all``) turns that skip into a failure.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import time
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+__all__ = ["NAMES", "BedUnavailable", "Outcome", "cache_directory", "is_required", "outcomes", "standing"]
+
+NAMES = ("postgres", "docker", "bubblewrap", "python39")
+
+
+class BedUnavailable(Exception):
+    """A bed cannot stand here; the message is one sentence that says what is missing."""
+
+    @property
+    def reason(self) -> str:
+        return str(self)
+
+
+@dataclass
+class Outcome:
+    """What became of one bed."""
+
+    name: str
+    seconds: float
+    reason: str | None = None
+
+    def line(self) -> str:
+        if self.reason is None:
+            return f"{self.name}: stood after {self.seconds:.1f} s"
+        return f"{self.name}: NOT THERE: {self.reason}"
+
+
+outcomes: dict[str, Outcome] = {}
+"""Of this run, by bed."""
+
+
+def is_required(name: str) -> bool:
+    """Whether this run may not go without the bed."""
+    wanted = {part.strip() for part in os.environ.get("TESGATE_REQUIRE_BEDS", "").split(",")}
+    return name in wanted or "all" in wanted
+
+
+def cache_directory() -> Path:
+    """Where beds keep what takes long to make: $TESGATE_BEDS, or a directory of the machine or the user."""
+    if given := os.environ.get("TESGATE_BEDS"):
+        directory = Path(given)
+    elif os.geteuid() == 0:
+        directory = Path("/var/tmp/tesgate-beds")
+    else:
+        directory = Path.home() / ".cache" / "tesgate-beds"
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory.resolve()
+
+
+@contextmanager
+def standing(name: str, serving: Callable[[], AbstractContextManager[Any]] | None = None) -> Generator[Any]:
+    """Start the bed `name` once in a run, and turn `BedUnavailable` into a skip or a failure."""
+    if (known := outcomes.get(name)) and known.reason is not None:
+        _refuse(name, known.reason)
+    began = time.monotonic()
+    reason = ""
+    try:
+        if serving is None:
+            serving = importlib.import_module(f"tests.beds.{name}").serving
+        context = serving()
+        bed = context.__enter__()
+    except BedUnavailable as exc:
+        reason = exc.reason
+    if reason:
+        outcomes[name] = Outcome(name, time.monotonic() - began, reason)
+        _refuse(name, reason)
+    outcomes[name] = Outcome(name, time.monotonic() - began)
+    try:
+        yield bed
+    finally:
+        context.__exit__(None, None, None)
+
+
+def _refuse(name: str, reason: str) -> NoReturn:
+    if is_required(name):
+        pytest.fail(f"the bed {name} is required here: {reason}", pytrace=False)
+    pytest.skip(f"no bed {name}: {reason}")

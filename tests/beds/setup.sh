@@ -1,0 +1,40 @@
+#!/bin/sh
+# Install what the beds need, as far as this machine lets us; say what is missing. Never fails: a bed that cannot
+# stand says so itself, and where it is required (TESGATE_REQUIRE_BEDS) that is a failing test.
+set -u
+
+say() { printf 'beds: %s\n' "$*" >&2; }
+
+missing=""
+need() { # need PROGRAM PACKAGE
+    command -v "$1" >/dev/null 2>&1 || [ -x "/usr/sbin/$1" ] || missing="$missing $2"
+}
+need dockerd docker.io
+need bwrap bubblewrap
+need mmdebstrap mmdebstrap
+need busybox busybox-static
+need mount mount
+[ "$(id -u)" = 0 ] || need newuidmap uidmap
+
+if [ -n "$missing" ]; then
+    if [ "$(id -u)" != 0 ]; then
+        say "not installed, and only root may install them:$missing"
+    elif ! command -v apt-get >/dev/null 2>&1; then
+        say "not installed, and there is no apt-get:$missing"
+    else
+        say "installing$missing"
+        export DEBIAN_FRONTEND=noninteractive
+        log=$(mktemp)
+        apt-get update -qq >"$log" 2>&1 || say "apt-get update failed: $(tail -n 1 "$log")"
+        for package in $missing; do
+            # One by one, so that one that cannot be had does not take the others along.
+            apt-get install -y -qq --no-install-recommends "$package" >"$log" 2>&1 </dev/null ||
+                say "$package cannot be installed: $(grep -m 1 '^E:' "$log" || tail -n 1 "$log")"
+        done
+        # The engine's bridge needs it, and --no-install-recommends leaves it out.
+        case $missing in *docker.io*) apt-get install -y -qq --no-install-recommends iptables >"$log" 2>&1 </dev/null ||
+            say "iptables cannot be installed: $(tail -n 1 "$log")" ;; esac
+        rm -f "$log"
+    fi
+fi
+exit 0

@@ -1,0 +1,121 @@
+"""Fixtures of the whole suite: a real PostgreSQL with a database for each test, and the beds."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import anyio
+import pytest
+import pytest_asyncio
+
+from tesgate.store.database import Database
+from tests import beds
+from tests.beds import postgres
+
+T = TypeVar("T")
+
+_numbers = itertools.count(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs a bed, so that ``make check`` can leave it out."""
+    for item in items:
+        for name in beds.NAMES:
+            if name != "postgres" and name in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.bed(name))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say which beds stood and which did not, and why."""
+    if beds.outcomes:
+        terminalreporter.section("beds")
+        for outcome in beds.outcomes.values():
+            terminalreporter.write_line(outcome.line())
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Generator[postgres.Server]:
+    """A PostgreSQL server with a migrated template database."""
+    with beds.standing("postgres", postgres.serving) as server:
+        yield server
+
+
+@pytest_asyncio.fixture
+async def empty_database_url(postgres_server: postgres.Server) -> AsyncGenerator[str]:
+    """The URL of a database with nothing in it, for this test alone."""
+    async with _database(postgres_server, template="template1") as url:
+        yield url
+
+
+@pytest_asyncio.fixture
+async def database_url(postgres_server: postgres.Server) -> AsyncGenerator[str]:
+    """The URL of a migrated database, for this test alone."""
+    async with _database(postgres_server, template=postgres_server.template) as url:
+        yield url
+
+
+@pytest_asyncio.fixture
+async def database(database_url: str) -> AsyncGenerator[Database]:
+    """An open `Database` on a migrated schema."""
+    async with Database(database_url, min_size=1, max_size=8, application_name="tests") as opened:
+        yield opened
+
+
+def _database(server: postgres.Server, *, template: str) -> AbstractAsyncContextManager[str]:
+    return server.database(f"test_{os.getpid()}_{next(_numbers)}", template=template)
+
+
+@pytest_asyncio.fixture
+async def enter() -> AsyncGenerator[Callable[[AbstractAsyncContextManager[T]], Awaitable[T]]]:
+    """``await enter(context)`` holds an async context manager until the test ends.
+
+    Task groups must be left by the task that entered them, which pytest's fixtures do not grant: so each context
+    has a task of its own. What fails in it fails the test.
+    """
+    leave = anyio.Event()
+
+    async with anyio.create_task_group() as group:
+
+        async def hold(context: AbstractAsyncContextManager[Any], *, task_status: anyio.abc.TaskStatus[Any]) -> None:
+            async with context as value:
+                task_status.started(value)
+                await leave.wait()
+
+        async def entered(context: AbstractAsyncContextManager[T]) -> T:
+            value: T = await group.start(hold, context)
+            return value
+
+        yield entered
+        leave.set()
+
+
+@pytest.fixture(scope="session")
+def docker() -> Generator[Any]:
+    """The Docker bed: whatever ``tests.beds.docker.serving`` gives."""
+    with beds.standing("docker") as bed:
+        yield bed
+
+
+@pytest.fixture(scope="session")
+def bubblewrap() -> Generator[Any]:
+    """A bubblewrap that works on this machine (`tests.beds.bubblewrap.Bubblewrap`)."""
+    with beds.standing("bubblewrap") as bed:
+        yield bed
+
+
+@pytest.fixture(scope="session")
+def python39() -> Generator[Any]:
+    """A Python 3.9 with the runner's dependencies (`tests.beds.python39.Python39`)."""
+    with beds.standing("python39") as bed:
+        yield bed
+
+
+@pytest.fixture
+def repository() -> Path:
+    """The checkout's root directory."""
+    return Path(__file__).resolve().parent.parent

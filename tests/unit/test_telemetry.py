@@ -1,0 +1,83 @@
+"""Logs tell no secrets; metrics have a registry of their own."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Generator
+
+import pytest
+import structlog
+
+from tesgate.telemetry import Metrics, configure_logging, redact, redact_url, task_context
+
+
+@pytest.fixture
+def log() -> Generator[io.StringIO]:
+    root = logging.getLogger()
+    before = (root.handlers[:], root.level)
+    stream = io.StringIO()
+    configure_logging(form="json", stream=stream)
+    yield stream
+    root.handlers, root.level = before[0], before[1]
+    root.setLevel(before[1])
+    structlog.reset_defaults()
+
+
+SECRETS = ("tgu_abcDEF-123", "hunter2", "AKIASIGNATURE", "dXNlcjpwYXNz")
+
+
+@pytest.mark.parametrize(
+    ("text", "safe"),
+    [
+        ("s3://user:hunter2@host/key?X-Amz-Signature=AKIASIGNATURE", "s3://***@host/key?***"),
+        ("postgresql://u:hunter2@h:5432/db", "postgresql://***@h:5432/db"),
+        ("see https://h/a?sig=AKIASIGNATURE and https://h/b", "see https://h/a?*** and https://h/b"),
+        ("Authorization: Bearer tgu_abcDEF-123", "Authorization: Bearer ***"),
+        ("basic dXNlcjpwYXNz", "basic ***"),
+        ("token tga_x.y-z!", "token tga_***!"),
+        ("tgt_01h.1.abc", "tgt_***"),
+        ("the basic information", "the basic information"),
+    ],
+)
+def test_redaction(text: str, safe: str) -> None:
+    assert redact(text) == safe
+    assert "hunter2" not in redact_url(text)
+
+
+def test_every_way_into_the_log_is_redacted(log: io.StringIO) -> None:
+    logger = structlog.get_logger("tesgate.test")
+    url = "s3://u:hunter2@h/k?s=AKIASIGNATURE"
+    logger.info("staged %s", url, url=url, headers={"Authorization": "dXNlcjpwYXNz"}, token="tgu_abcDEF-123", n=5)
+    logger.info(
+        "nested", parts=[{"password": "hunter2", "url": url}], raw=b"Bearer tgu_abcDEF-123", path=ValueError(url)
+    )
+    logging.getLogger("some.library").warning("got %s", url)
+    try:
+        raise RuntimeError(f"cannot open {url}")
+    except RuntimeError:
+        logger.exception("failed")
+        logging.getLogger("some.library").exception("failed too")
+    text = log.getvalue()
+    for secret in SECRETS:
+        assert secret not in text
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert len(lines) == 5 and lines[0]["n"] == 5 and lines[0]["level"] == "info"
+    assert "RuntimeError" in lines[3]["exception"] and "RuntimeError" in lines[4]["exception"]
+
+
+def test_task_and_attempt_are_on_every_line(log: io.StringIO) -> None:
+    with task_context("t1", 2):
+        structlog.get_logger("a").info("inside")
+        logging.getLogger("b").warning("inside too")
+    structlog.get_logger("a").info("outside")
+    lines = [json.loads(line) for line in log.getvalue().splitlines()]
+    assert [(line.get("task"), line.get("attempt")) for line in lines] == [("t1", 2), ("t1", 2), (None, None)]
+
+
+def test_two_gateways_in_one_process_do_not_mix() -> None:
+    first, second = Metrics(), Metrics()
+    first.tasks_total.labels("COMPLETE", "pool").inc()
+    assert b'tesgate_tasks_total{backend="pool",state="COMPLETE"} 1.0' in first.render()[0]
+    assert b"COMPLETE" not in second.render()[0]
