@@ -1,0 +1,21 @@
+"""Dependencies of FastAPI routes."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from fastapi import Request
+
+from tesgate.api.context import ApiContext
+from tesgate.model.caller import Caller
+
+__all__ = ["caller_of"]
+
+
+def caller_of(context: ApiContext) -> Callable[[Request], Awaitable[Caller]]:
+    """A dependency that gives the caller, or 401."""
+
+    async def caller(request: Request) -> Caller:
+        return await context.authenticator.caller(request.scope["headers"])
+
+    return caller

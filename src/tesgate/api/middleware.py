@@ -1,0 +1,112 @@
+"""Around every request: the body's limit, duration and count. Raw ASGI, because every request passes here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tesgate.api.body import too_large
+from tesgate.api.context import ApiContext
+from tesgate.api.errors import error_response
+
+__all__ = ["ROUTE", "Gate", "install_middleware"]
+
+ROUTE = "tesgate.route"
+"""Key of the scope under which lean routes leave their template, for metrics."""
+
+_DRAINED = 4
+"""A body up to so many times the limit is read and thrown away, so that the client sees the refusal at all."""
+
+
+class Gate:
+    """The outermost application of ours."""
+
+    def __init__(self, app: ASGIApp, *, context: ApiContext, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._app = app
+        self._context = context
+        self._clock = clock
+        self._series: dict[tuple[str, str, int], Any] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        status = 500
+        started = self._clock()
+
+        async def noted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        metrics = self._context.metrics
+        metrics.http_open.inc()
+        try:
+            limit = self._context.settings.limits.max_body_bytes
+            size = _content_length(scope)
+            if size is not None and size > limit:
+                fault = too_large(limit)
+                headers = {"connection": "close"} if size > limit * _DRAINED else {}
+                await error_response(fault.status_code, fault.msg, headers)(scope, receive, noted)
+            elif size is None and scope["method"] not in ("GET", "HEAD", "OPTIONS"):
+                await self._app(scope, _bounded(receive, limit), noted)
+            else:
+                await self._app(scope, receive, noted)
+        finally:
+            metrics.http_open.dec()
+            self._observe(scope, status, self._clock() - started)
+
+    def _observe(self, scope: Scope, status: int, seconds: float) -> None:
+        route = scope.get(ROUTE) or getattr(scope.get("route"), "path", None) or "none"
+        method = scope["method"] if scope["method"] in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS") else "other"
+        key = (method, route, status)
+        series = self._series.get(key)
+        if series is None:
+            series = self._series[key] = self._context.metrics.http_seconds.labels(method, route, str(status))
+        series.observe(seconds)
+
+
+def _content_length(scope: Scope) -> int | None:
+    for name, value in scope["headers"]:
+        if name == b"content-length":
+            return int(value) if value.isdigit() else None
+    return None
+
+
+def _bounded(receive: Receive, limit: int) -> Receive:
+    """Count a body that does not say its length."""
+    size = 0
+
+    async def bounded() -> Message:
+        nonlocal size
+        message = await receive()
+        if message["type"] == "http.request":
+            size += len(message.get("body", b""))
+            if size > limit:
+                raise too_large(limit)
+        return message
+
+    return bounded
+
+
+def install_middleware(app: FastAPI, context: ApiContext) -> None:
+    """Put `Gate` around everything, and CORS (if configured) inside it."""
+    cors = context.settings.cors
+    if cors.allow_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=cors.allow_origins,
+            allow_credentials=cors.allow_credentials,
+            allow_methods=["GET", "HEAD", "POST", "OPTIONS"],
+            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Range"],
+            expose_headers=["Content-Range", "Accept-Ranges"],
+            max_age=cors.max_age,
+        )
+    app.add_middleware(Gate, context=context)

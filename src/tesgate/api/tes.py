@@ -1,0 +1,235 @@
+"""GA4GH TES 1.1.0 over HTTP: lean ASGI, documented in `tesgate.api.openapi`.
+
+The same routes answer under ``/ga4gh/tes/v1`` (the specification's) and ``/v1`` (older clients). A doubled slash in
+front of ``v1`` is forgiven: that is what an endpoint that ends with a slash becomes in some clients.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl
+
+from pydantic_core import to_json
+from starlette.routing import BaseRoute, Match, NoMatchFound
+from starlette.types import Receive, Scope, Send
+
+from tesgate import __version__
+from tesgate.api.body import check_media_type, headers_of, parse_json, read_body
+from tesgate.api.context import ApiContext
+from tesgate.api.middleware import ROUTE
+from tesgate.api.origin import check_origin
+from tesgate.errors import BadRequest, MethodNotAllowed, TaskNotFound
+from tesgate.ga4gh import tes
+from tesgate.ga4gh.common import Organization
+from tesgate.model.records import View
+
+__all__ = ["PREFIX", "TesRoutes", "service_info"]
+
+PREFIX = "/ga4gh/tes/v1"
+
+_PATHS = re.compile(
+    r"//?(?:ga4gh/tes//?)?v1"
+    r"(?:(?P<list>/tasks)|(?P<info>/service-info)|(?P<old_info>/tasks/service-info)"
+    r"|/tasks/(?P<cancel>[^/]+):cancel|/tasks/(?P<get>[^/]+))"
+)
+_CANCEL = ":cancel"
+
+DEFAULT_PAGE = 256
+MAX_PAGE = 2047
+MAX_TAGS = 100
+
+Answer = Callable[["_Call"], Awaitable[bytes]]
+
+Choice = TypeVar("Choice", bound=StrEnum)
+
+
+@dataclass(slots=True)
+class _Call:
+    """One request to one of the routes."""
+
+    scope: Scope
+    receive: Receive
+    headers: Mapping[bytes, bytes]
+    id: str = ""
+
+    def query(self) -> list[tuple[str, str]]:
+        raw = self.scope["query_string"]
+        pairs = parse_qsl(raw.decode("latin-1"), keep_blank_values=True, errors="replace") if raw else []
+        for name, value in pairs:
+            if "\0" in name or "\0" in value:
+                raise BadRequest(f"{name[:40]!r}: holds a NUL character; remove it")
+        return pairs
+
+
+class TesRoutes(BaseRoute):
+    """All routes of TES, as one route of the application."""
+
+    def __init__(self, context: ApiContext) -> None:
+        self._context = context
+        self._table: dict[str, tuple[str, dict[str, Answer]]] = {
+            "list": ("/tasks", {"GET": self._list, "POST": self._create}),
+            "info": ("/service-info", {"GET": self._service_info}),
+            "old_info": ("/tasks/service-info", {"GET": self._old_service_info}),
+            "cancel": ("/tasks/{id}:cancel", {"POST": self._cancel}),
+            "get": ("/tasks/{id}", {"GET": self._get}),
+        }
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Full for every path that exists, whatever the method; the rest is somebody else's."""
+        if scope["type"] != "http":
+            return Match.NONE, {}
+        path = scope["path"]
+        root = scope.get("root_path", "")
+        if root and path.startswith(root):
+            path = path[len(root) :]
+        match = _PATHS.fullmatch(path)
+        if match is None or match.lastgroup is None:
+            return Match.NONE, {}
+        return Match.FULL, {"tesgate.tes": (match.lastgroup, match[match.lastgroup])}
+
+    def url_path_for(self, name: str, /, **path_params: Any) -> Any:
+        """Lean routes have no names."""
+        raise NoMatchFound(name, path_params)
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; errors go up to the application's handlers."""
+        kind, found = scope["tesgate.tes"]
+        template, methods = self._table[kind]
+        scope[ROUTE] = PREFIX + template
+        method = scope["method"]
+        handler = methods.get("GET" if method == "HEAD" else method)
+        if handler is None:
+            allowed = [name for known in methods for name in ((known, "HEAD") if known == "GET" else (known,))]
+            if method != "OPTIONS":
+                raise MethodNotAllowed(method, [*allowed, "OPTIONS"])
+            allow = ", ".join([*allowed, "OPTIONS"]).encode()
+            await send({"type": "http.response.start", "status": 204, "headers": [(b"allow", allow)]})
+            await send({"type": "http.response.body", "body": b""})
+            return
+        body = await handler(_Call(scope, receive, headers_of(scope), found))
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"" if method == "HEAD" else body})
+
+    async def _create(self, call: _Call) -> bytes:
+        context = self._context
+        caller = await context.authenticator.caller(call.scope["headers"])
+        check_origin(call.headers, context.settings)
+        check_media_type(call.headers)
+        body = parse_json(await read_body(call.scope, call.receive, context.settings.limits.max_body_bytes))
+        key = call.headers.get(b"idempotency-key")
+        inserted = await context.tasks.create(
+            caller, body, idempotency_key=None if key is None else key.decode("latin-1").strip()
+        )
+        if not inserted.existed:
+            context.metrics.tasks_submitted.inc()
+        return b'{"id":"%b"}' % inserted.id.encode()
+
+    async def _get(self, call: _Call) -> bytes:
+        context = self._context
+        caller = await context.authenticator.caller(call.scope["headers"])
+        if call.id.endswith(_CANCEL):
+            raise TaskNotFound(call.id)
+        view = _view(call.query()) if call.scope["query_string"] else "MINIMAL"
+        if view == "MINIMAL":
+            # The route that clients poll: no document is read and none is built.
+            state = await context.tasks.state(caller, call.id)
+            return b'{"id":"%b","state":"%b"}' % (call.id.encode(), state.encode())
+        return to_json(await context.tasks.get(caller, call.id, view))
+
+    async def _list(self, call: _Call) -> bytes:
+        context = self._context
+        caller = await context.authenticator.caller(call.scope["headers"])
+        query = call.query()
+        single = {name: value for name, value in query if value}
+        page = await context.tasks.list(
+            caller,
+            view=_view(query),
+            page_size=_page_size(single.get("page_size")),
+            page_token=single.get("page_token"),
+            name_prefix=single.get("name_prefix"),
+            state=_choice(tes.State, "state", single.get("state")),
+            tags=_tags(query),
+        )
+        return to_json(page)
+
+    async def _cancel(self, call: _Call) -> bytes:
+        context = self._context
+        caller = await context.authenticator.caller(call.scope["headers"])
+        check_origin(call.headers, context.settings)
+        await context.tasks.cancel(caller, call.id)
+        return b"{}"
+
+    async def _service_info(self, call: _Call) -> bytes:
+        del call  # open to everybody: registries ask without credentials
+        return to_json(service_info(self._context))
+
+    async def _old_service_info(self, call: _Call) -> bytes:
+        """What TES before 1.0 had: its clients fail on any other field."""
+        del call
+        info = service_info(self._context)
+        return to_json({"name": info["name"], "doc": info["description"], "storage": info["storage"]})
+
+
+def service_info(context: ApiContext) -> dict[str, Any]:
+    """The document of ``/service-info``."""
+    service = context.settings.service
+    info = tes.ServiceInfo(
+        id=service.id,
+        name=service.name,
+        description=service.description,
+        type=tes.ServiceType(group="org.ga4gh", artifact="tes", version=tes.TES_VERSION),
+        organization=Organization(name=service.organization_name, url=service.organization_url),
+        contactUrl=service.contact_url,
+        documentationUrl=service.documentation_url,
+        createdAt=service.created_at,
+        updatedAt=service.updated_at,
+        environment=service.environment,
+        version=__version__,
+        storage=[f"file://{root.path}" for root in context.settings.file_roots],
+        tesResources_backend_parameters=sorted(context.backend_parameters),
+    )
+    return info.model_dump(mode="json", exclude_none=True)
+
+
+def _choice(kind: type[Choice], name: str, value: str | None) -> str | None:
+    if value is None:
+        return None
+    try:
+        return kind(value).value
+    except ValueError:
+        raise BadRequest(f"{name}: {value[:80]!r} is none of {', '.join(kind)}") from None
+
+
+def _view(query: list[tuple[str, str]]) -> View:
+    given = next((value for name, value in reversed(query) if name == "view" and value), None)
+    match _choice(tes.View, "view", given):
+        case "BASIC":
+            return "BASIC"
+        case "FULL":
+            return "FULL"
+        case _:
+            return "MINIMAL"
+
+
+def _page_size(text: str | None) -> int:
+    if text is None:
+        return DEFAULT_PAGE
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= MAX_PAGE):
+        raise BadRequest(f"page_size: must be a whole number from 1 to {MAX_PAGE}, not {text[:40]!r}")
+    return int(text)
+
+
+def _tags(query: list[tuple[str, str]]) -> tuple[tuple[str, str | None], ...]:
+    """Keys and values by their position; a missing or empty value matches any value."""
+    keys = [value for name, value in query if name == "tag_key"]
+    values = [value for name, value in query if name == "tag_value"]
+    if len(values) > len(keys):
+        raise BadRequest(f"tag_value: {len(values)} values for {len(keys)} keys; give a tag_key for each tag_value")
+    if len(keys) > MAX_TAGS:
+        raise BadRequest(f"tag_key: at most {MAX_TAGS} tags can be asked for at once, not {len(keys)}")
+    return tuple((key, value or None) for key, value in zip(keys, [*values, *[""] * len(keys)], strict=False))

@@ -1,0 +1,309 @@
+"""One gateway: all rooms put together from the settings."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import timedelta
+
+from tesgate.app.database import Opened, open_database
+from tesgate.app.gates import AgentGate
+from tesgate.app.places import DataDir
+from tesgate.auth.attempt_tokens import AttemptTokens
+from tesgate.auth.authenticator import Authenticator
+from tesgate.auth.tokens import TokensFile, hash_token, make_token
+from tesgate.backends.base import Backend
+from tesgate.backends.pool import PoolBackend
+from tesgate.config import Settings
+from tesgate.control.dispatcher import Dispatcher
+from tesgate.control.drivers import Drivers
+from tesgate.control.held import Trust
+from tesgate.control.janitor import Janitor
+from tesgate.control.keeper import Keeper
+from tesgate.control.observer import Observer
+from tesgate.control.supervisor import Supervisor, repeat
+from tesgate.control.watchers import SilenceWatcher, watch_backend
+from tesgate.errors import Gone
+from tesgate.model.intake import IntakeRules
+from tesgate.model.planning import GB, Need, PlanSettings, build_plan
+from tesgate.model.retries import Retries
+from tesgate.runner.plan import Plan, RunAs, UrlPolicy
+from tesgate.services.attempts import AttemptService, Policy
+from tesgate.services.tasks import Tasks
+from tesgate.storage.workspace import Stream, Workspace
+from tesgate.store.agents import AgentStore
+from tesgate.store.attempts import AttemptStore, Holder, Start
+from tesgate.store.errors import StoreError
+from tesgate.store.listener import Listener, Notifier
+from tesgate.store.replicas import ReplicaStore
+from tesgate.store.tasks import TaskStore
+from tesgate.store.tokens import TokenStore
+from tesgate.store.wakes import CHANNELS, Wakes
+from tesgate.telemetry import Metrics
+
+__all__ = ["LOCAL_AGENT", "Gateway"]
+
+LOCAL_AGENT = "local-agent"
+"""Name of the token of the agent that `serve` starts."""
+
+AGENT_TICK = timedelta(seconds=5)
+
+
+class Gateway:
+    """Everything that lives as long as the process. It is what the API and the internal routes ask for."""
+
+    def __init__(self, *, settings: Settings, place: DataDir, opened: Opened, holder: Holder) -> None:
+        self.settings = settings
+        self.place = place
+        self.holder = holder
+        self.deployment = opened.deployment
+        self.metrics = Metrics()
+        self.backend_parameters: Sequence[str] = ()
+        self.workspace = Workspace(place.logs, max_bytes=settings.logs.max_bytes)
+        self._opened = opened
+        self._database = opened.database
+        self._attempt_tokens = AttemptTokens(key=opened.key)
+
+        self.wakes = Wakes()
+        self._task_store = TaskStore(database=self._database, wakes=self.wakes)
+        self._attempts = AttemptStore(database=self._database)
+        self._agents = AgentStore(database=self._database)
+        self._replicas = ReplicaStore(database=self._database)
+        self._tokens = TokenStore(database=self._database)
+        self._agent_gate = AgentGate(self._tokens, remember=settings.auth.cache_seconds)
+
+        self.authenticator = Authenticator(
+            mode=settings.auth.mode,
+            store=self._tokens,
+            tokens_file=None if settings.auth.tokens_file is None else TokensFile(settings.auth.tokens_file),
+            cache_seconds=settings.auth.cache_seconds,
+        )
+        self.tasks = Tasks(
+            store=self._task_store,
+            rules=IntakeRules(limits=settings.limits, defaults=settings.defaults),
+        )
+        control = settings.control
+        self._retries = Retries(
+            max_attempts=settings.retries.max_attempts,
+            first=timedelta(seconds=settings.retries.backoff_first),
+            factor=settings.retries.backoff_factor,
+            longest=timedelta(seconds=settings.retries.backoff_max),
+        )
+        self._grace = timedelta(seconds=control.cancel_grace)
+        self.attempt_service = AttemptService(
+            agents=self._agents,
+            attempts=self._attempts,
+            wakes=self.wakes,
+            policy=Policy(
+                lease=timedelta(seconds=control.publish_lease),
+                grace=self._grace,
+                longest_poll=timedelta(seconds=20),
+                retries=self._retries,
+            ),
+            plan_for=self._plan_for,
+        )
+        self._plan_settings = _plan_settings(settings, opened.deployment)
+        self._trust = Trust(holder=holder, window=timedelta(seconds=control.trust_window))
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, settings: Settings, place: DataDir) -> AsyncIterator[Gateway]:
+        """Database, schema, deployment, and this replica's next epoch. The data directory must be locked."""
+        async with open_database(settings, place) as opened:
+            holder = await ReplicaStore(database=opened.database).enter(
+                place.replica_id(), host=socket.gethostname(), roles=settings.roles
+            )
+            yield cls(settings=settings, place=place, opened=opened, holder=holder)
+
+    # for the internal routes
+
+    async def pool_of(self, token: str) -> str | None:
+        """See `tesgate.api.internal.InternalContext`."""
+        return await self._agent_gate.pool_of(token)
+
+    def is_attempt_token(self, token: str, task_id: str, number: int) -> bool:
+        """See `tesgate.api.internal.InternalContext`."""
+        return self._attempt_tokens.verify(token) == (task_id, number)
+
+    async def write_log(self, task_id: str, number: int, step: str, stream: Stream, offset: int, data: bytes) -> None:
+        """See `tesgate.api.internal.InternalContext`."""
+        # Asked once for each log, at its beginning: a token outlives its task's row.
+        if offset == 0 and not await self.attempt_service.knows(task_id, number):
+            raise Gone(f"attempt {number} of task {task_id} is not known any more")
+        await self.workspace.write_at(task_id, number, int(step), stream, offset, data)
+
+    # for probes
+
+    async def readiness(self) -> Sequence[str]:
+        """Why requests cannot be answered now."""
+        try:
+            await self._database.fetchval("SELECT 1")
+        except StoreError as error:
+            return [str(error)]
+        return [] if self._trust.holds() else ["This replica has not reached the database for a while."]
+
+    # plans
+
+    def _plan_for(self, start: Start) -> Plan:
+        return build_plan(
+            start.task_id,
+            start.number,
+            start.external_name,
+            start.document,
+            self._attempt_tokens.mint(start.task_id, start.number),
+            settings=self._plan_settings,
+        )
+
+    # the loops
+
+    def supervise(self) -> Supervisor:
+        """The loops of this replica's roles."""
+        settings, control = self.settings, self.settings.control
+        supervisor = Supervisor()
+        heartbeat = timedelta(seconds=control.heartbeat)
+        pool = PoolBackend(agents=self._agents, wakes=self.wakes, interval=timedelta(seconds=control.poll_interval))
+        backends: dict[str, Backend] = {pool.name: pool}
+        drivers = Drivers(
+            attempts=self._attempts,
+            backends=backends,
+            trust=self._trust,
+            wakes=self.wakes,
+            retries=self._retries,
+            grace=self._grace,
+            crash_limit=control.crash_limit,
+        )
+        listener = Listener(self._database.dsn, channels=CHANNELS)
+        for channel in CHANNELS:
+            listener.subscribe(channel, lambda payload, channel=channel: self.wakes.heard(channel, payload))  # type: ignore[misc]
+        notifier = Notifier(self._database)
+        self.wakes.connect(send=lambda channel, payload: notifier.notify(channel, [payload] if payload else ()))
+        self.wakes.announce()
+        supervisor.add("listener", listener.run)
+        supervisor.add("notifier", notifier.run)
+        if self._opened.embedded is not None:
+            supervisor.add("embedded-postgres", self._opened.embedded.keep)
+        keeper = Keeper(
+            replicas=self._replicas,
+            trust=self._trust,
+            drivers=drivers,
+            wakes=self.wakes,
+            adopt_after=timedelta(seconds=control.adopt_after),
+            adopts="control" in settings.roles,
+        )
+        supervisor.add("keeper", lambda: repeat("keeper", keeper.once, heartbeat))
+        observer = Observer(
+            tasks=self._task_store, agents=self._agents, metrics=self.metrics, database=self._database
+        )
+        supervisor.add("observer", lambda: repeat("observer", observer.once, timedelta(seconds=5)))
+        supervisor.add("loop-lag", observer.watch_lag)
+        if "control" in settings.roles:
+            self._control_loops(supervisor, keeper, drivers, pool, backends)
+        return supervisor
+
+    def _control_loops(
+        self,
+        supervisor: Supervisor,
+        keeper: Keeper,
+        drivers: Drivers,
+        pool: PoolBackend,
+        backends: dict[str, Backend],
+    ) -> None:
+        settings, control = self.settings, self.settings.control
+        self.wakes.follow_tasks(tell=drivers.tell, ended=drivers.ended)
+        dispatcher = Dispatcher(
+            tasks=self._task_store,
+            attempts=self._attempts,
+            agents=self._agents,
+            trust=self._trust,
+            assigned=drivers.assigned,
+            prefix=f"tg-{self.deployment}-",
+            known_roots=[(str(root.path), root.writable) for root in settings.file_roots],
+            pool=settings.agent.pool,
+        )
+        silence = SilenceWatcher(
+            agents=self._agents,
+            replicas=self._replicas,
+            trust=self._trust,
+            tick=min(AGENT_TICK, timedelta(seconds=control.agent_lost_after) / 4),
+            lost_after=timedelta(seconds=control.agent_lost_after),
+            answering=lambda: not self.wakes.closing,
+        )
+        janitor = Janitor(
+            tasks=self._task_store,
+            agents=self._agents,
+            replicas=self._replicas,
+            logs=self.workspace,
+            trust=self._trust,
+            interval=timedelta(seconds=control.janitor_interval),
+            keep_tasks=None if settings.retention.task_days is None else timedelta(days=settings.retention.task_days),
+        )
+        second = timedelta(seconds=1)
+        supervisor.add("trust", lambda: repeat("trust", keeper.watch_trust, second))
+        supervisor.add("drivers", drivers.run)
+        supervisor.add(
+            "compare", lambda: repeat("compare", drivers.compare, timedelta(seconds=10), ticket=drivers.ticket)
+        )
+        supervisor.add(
+            "dispatcher",
+            lambda: repeat(
+                "dispatcher",
+                dispatcher.once,
+                timedelta(seconds=control.dispatch_interval),
+                ticket=self.wakes.queue_ticket,
+            ),
+        )
+        for name, backend in backends.items():
+            supervisor.add(
+                f"watch-{name}",
+                lambda backend=backend: repeat(  # type: ignore[misc]
+                    f"watch-{backend.name}", lambda: watch_backend(backend, drivers), second
+                ),
+            )
+        supervisor.add("agent-silence", lambda: repeat("agent-silence", silence.once, silence.tick))
+        supervisor.add(
+            "janitor", lambda: repeat("janitor", janitor.once, timedelta(seconds=control.janitor_interval))
+        )
+
+    # the laptop's agent
+
+    async def issue_agent_token(self) -> None:
+        """A fresh token for the agent that `serve` starts, readable for us alone."""
+        token = self.place.agent_token.read_text("utf-8").strip() if self.place.agent_token.exists() else ""
+        if await self._agent_gate.pool_of(token) != self.settings.agent.pool:
+            token = make_token("agent")
+            self.place.write_private(self.place.agent_token, token + "\n")
+        await self._tokens.replace(
+            name=f"{LOCAL_AGENT}-{self.holder.replica_id}",
+            kind="agent",
+            hash=hash_token(token),
+            subject="agent",
+            pool=self.settings.agent.pool,
+        )
+
+    async def leave(self) -> None:
+        """Hand over: others adopt at once."""
+        await self._replicas.leave(self.holder)
+
+
+def _plan_settings(settings: Settings, deployment: str) -> PlanSettings:
+    runtime = settings.runtime
+    run_as = RunAs(policy=runtime.run_as)
+    if ":" in runtime.run_as:
+        uid, _, gid = runtime.run_as.partition(":")
+        run_as = RunAs(policy="fixed", uid=int(uid), gid=int(gid))
+    defaults = settings.defaults
+    return PlanSettings(
+        deployment=deployment,
+        defaults=Need(defaults.cpu_cores, round(defaults.ram_gb * GB), round(defaults.disk_gb * GB)),
+        pids=runtime.pids,
+        run_as=run_as,
+        url_policy=UrlPolicy(
+            allow_private=settings.url_policy.allow_private, allowed_hosts=list(settings.url_policy.allowed_hosts)
+        ),
+        network=runtime.network,
+        pull_policy=runtime.pull_policy,
+        grace=settings.control.cancel_grace,
+        tail_bytes=settings.logs.tail_bytes,
+        log_bytes=settings.logs.max_bytes,
+    )

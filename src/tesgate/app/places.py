@@ -1,0 +1,93 @@
+"""The data directory: its lock, its keys, and the names that outlive the process."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tesgate.config import Settings
+from tesgate.errors import ConfigError
+
+__all__ = ["DataDir"]
+
+
+class DataDir:
+    """Files of one gateway process; 0700, and every secret in it 0600."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.agent_token = path / "agent.token"
+        self.agent_log = path / "agent.log"
+        self.agent_url = path / "gateway.url"
+        self.logs = path / "workspace"
+
+    def make(self) -> None:
+        """Create it. Raises `ConfigError` with the way out."""
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.logs.mkdir(mode=0o700, exist_ok=True)
+            probe = self.path / f".probe-{os.getpid()}"
+            probe.write_bytes(b"x")
+            probe.unlink()
+        except OSError as error:
+            raise ConfigError(
+                f"data_dir: {self.path} cannot be written ({error.strerror}); give another one with --data-dir"
+            ) from None
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """One gateway a data directory. The lock goes with the process, however that ends."""
+        descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(
+                    f"data_dir: another gateway (process {os.pread(descriptor, 20, 0).decode().strip() or '?'}) uses "
+                    f"{self.path}; stop it, or give another one with --data-dir"
+                ) from None
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def replica_id(self) -> str:
+        """The name of this replica: it outlives the process, so that a restart takes over its own tasks at once."""
+        return self._once("replica.id", lambda: uuid.uuid4().hex[:12]).decode().strip()
+
+    def secret_key(self, settings: Settings) -> bytes:
+        """The deployment's key: the configured file, or one made here at the first start."""
+        if settings.secret_key_file is None:
+            return self._once("secret.key", lambda: secrets.token_hex(32)).strip()
+        try:
+            key = settings.secret_key_file.read_bytes().strip()
+        except OSError as error:
+            raise ConfigError(
+                f"secret_key_file: {settings.secret_key_file} cannot be read ({error.strerror}); correct the path"
+            ) from None
+        if len(key) < 32:
+            raise ConfigError(
+                f"secret_key_file: {settings.secret_key_file} has {len(key)} bytes and needs at least 32; "
+                f"make one with: openssl rand -hex 32 > {settings.secret_key_file}"
+            )
+        return key
+
+    def write_private(self, path: Path, content: str) -> None:
+        """Replace a file of ours, readable for us alone, in one step."""
+        fresh = path.with_name(path.name + ".new")
+        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+        with open(descriptor, "w", encoding="utf-8") as file:
+            file.write(content)
+        fresh.replace(path)
+
+    def _once(self, name: str, make: Callable[[], str]) -> bytes:
+        path = self.path / name
+        if not path.exists():
+            self.write_private(path, make())
+        return path.read_bytes()

@@ -1,0 +1,189 @@
+"""``tesgate serve``: from settings to a listening process, and to an orderly end."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Iterator
+from datetime import timedelta
+
+import anyio
+import structlog
+import uvicorn
+
+from tesgate import __version__
+from tesgate.app.gateway import Gateway
+from tesgate.app.places import DataDir
+from tesgate.app.web import build_app
+from tesgate.config import Settings, check_bind
+from tesgate.control.keeper import Superseded
+from tesgate.control.local_agent import LocalAgent
+from tesgate.control.supervisor import repeat
+from tesgate.errors import ConfigError
+from tesgate.store.errors import StoreError
+from tesgate.telemetry import configure_logging
+
+__all__ = ["serve"]
+
+log = structlog.get_logger(__name__)
+
+EXIT_SUPERSEDED = 6
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn without signal handlers of its own: the gateway ends as a whole."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def serve(settings: Settings) -> int:
+    """Run a gateway until it is told to end; the process's exit code. Raises `ConfigError` with the way out."""
+    configure_logging(form=settings.telemetry.log_format, level=settings.telemetry.log_level)
+    check_bind(settings.server.host, settings)
+    _check_isolation(settings)
+    place = DataDir(settings.data_dir)
+    place.make()
+    try:
+        with place.locked(), _listening(settings) as listener:
+            async with Gateway.open(settings, place) as gateway:
+                return await _run(gateway, listener)
+    except StoreError as error:
+        raise ConfigError(str(error)) from error
+
+
+async def _run(gateway: Gateway, listener: socket.socket) -> int:
+    settings = gateway.settings
+    server = _Server(
+        uvicorn.Config(
+            build_app(gateway, gateway),
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=round(settings.server.shutdown_grace),
+            lifespan="off",
+        )
+    )
+    supervisor = gateway.supervise()
+    url = settings.server.public_url or _url(listener)
+    if settings.agent.start and settings.runtime.engine != "none":
+        await gateway.issue_agent_token()
+        agent = _agent(gateway, url)
+        supervisor.add("local-agent", lambda: repeat("local-agent", agent.once, timedelta(seconds=1)))
+    code = 0
+    try:
+        async with anyio.create_task_group() as group:
+            group.start_soon(_end_on_signal, gateway, server)
+            group.start_soon(supervisor.run)
+            log.info(
+                "tesgate is listening", url=url, version=__version__, deployment=gateway.deployment, docs=f"{url}/docs"
+            )
+            print(f"tesgate {__version__} listens on {url} (TES at {url}/ga4gh/tes/v1, docs at {url}/docs)", flush=True)
+            await server.serve(sockets=[listener])
+            group.cancel_scope.cancel()
+    except BaseExceptionGroup as errors:
+        gateway.wakes.close()
+        superseded, others = errors.split(Superseded)
+        if superseded is None or others is not None:
+            raise
+        log.error("another process has taken over this replica; this one ends")
+        return EXIT_SUPERSEDED
+    with anyio.move_on_after(5, shield=True):
+        await gateway.leave()
+    log.info("tesgate has ended")
+    return code
+
+
+async def _end_on_signal(gateway: Gateway, server: uvicorn.Server) -> None:
+    """SIGTERM and SIGINT: stop taking requests, answer the held polls, hand over. A second one ends at once."""
+    async with _signals() as received:
+        async for number in received:
+            if gateway.wakes.closing:
+                server.force_exit = True
+            log.info("ending", signal=signal.Signals(number).name)
+            gateway.wakes.close()
+            server.should_exit = True
+
+
+@contextlib.asynccontextmanager
+async def _signals() -> AsyncIterator[AsyncIterator[signal.Signals]]:
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
+        yield received
+
+
+@contextlib.contextmanager
+def _listening(settings: Settings) -> Iterator[socket.socket]:
+    """The socket, before anything else is started: a port that is taken is said at once."""
+    host, port = settings.server.host, settings.server.port
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise ConfigError(f"server.host: {host} is no address to listen on ({error.strerror}); correct --host") from None
+    with listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(address)
+            # The port is ours and refuses nobody from here on: who connects waits until the gateway is ready.
+            listener.listen(2048)
+        except OSError as error:
+            raise ConfigError(
+                f"server.port: {host}:{port} cannot be listened on ({error.strerror}); stop what uses it, or take "
+                "another port with --port (0 takes a free one)"
+            ) from None
+        listener.setblocking(False)
+        yield listener
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    if host in ("0.0.0.0", "::"):  # noqa: S104 - what was asked for; runners on this host take loopback
+        host = "127.0.0.1"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _check_isolation(settings: Settings) -> None:
+    """Bubblewrap runs everybody as one user with one view of /usr: it is for one person."""
+    if settings.auth.mode != "none" and settings.runtime.engine == "bubblewrap":
+        raise ConfigError(
+            "runtime.engine: bubblewrap is for a single user and cannot be used with auth.mode `tokens`; use docker, "
+            "or start without an agent (--no-agent) and run agents with a container engine elsewhere"
+        )
+
+
+def _agent(gateway: Gateway, url: str) -> LocalAgent:
+    settings, place = gateway.settings, gateway.place
+    runtime, agent = settings.runtime, settings.agent
+    engine = runtime.engine
+    if engine == "auto" and settings.auth.mode != "none":
+        engine = "docker"  # never bubblewrap where there can be more than one caller
+    scratch = agent.scratch or place.path / "agent"
+    command = [
+        *(sys.executable, "-m", "tesgate.runner", "agent"),
+        *("--url", url),
+        *("--token-file", str(place.agent_token)),
+        *("--scratch", str(scratch)),
+        *("--runtime", engine),
+        *("--pool", agent.pool),
+        *("--idle-exit", str(agent.idle_exit)),
+        *("--docker-socket", runtime.docker_socket),
+    ]
+    if runtime.registry_auth_file is not None:
+        command += ["--auth-file", str(runtime.registry_auth_file)]
+    for name, value in (("--cpus", agent.cpus), ("--ram-gb", agent.ram_gb), ("--disk-gb", agent.disk_gb)):
+        if value is not None:
+            command += [name, str(value)]
+    for root in settings.file_roots:
+        command += ["--root", f"{root.name}={root.path}" + ("" if root.writable else ":ro")]
+    for name, word in agent.labels.items():
+        command += ["--label", f"{name}={word}"]
+    identity = hashlib.sha256("\0".join([__version__, *command]).encode()).hexdigest()
+    return LocalAgent(
+        command=command, identity=identity, record=place.path / "agent.json", log_file=place.agent_log
+    )

@@ -1,0 +1,83 @@
+"""Gives waiting tasks to agents: reads the queue's head and the rooms, decides, and writes all in one statement."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import structlog
+
+from tesgate.control.held import Trust
+from tesgate.model.placement import Candidate, Placement, place
+from tesgate.store.agents import AgentStore
+from tesgate.store.attempts import Assigned, AttemptStore
+from tesgate.store.tasks import TaskStore
+
+__all__ = ["Dispatcher"]
+
+log = structlog.get_logger(__name__)
+
+
+class Dispatcher:
+    """Any replica may dispatch; the statement's guards keep two of them from giving the same task or room twice."""
+
+    def __init__(
+        self,
+        *,
+        tasks: TaskStore,
+        attempts: AttemptStore,
+        agents: AgentStore,
+        trust: Trust,
+        assigned: Callable[[Sequence[Assigned]], None],
+        prefix: str,
+        known_roots: Sequence[tuple[str, bool]],
+        pool: str,
+        reserve_after: float = 30.0,
+        batch: int = 200,
+    ) -> None:
+        self._tasks = tasks
+        self._attempts = attempts
+        self._agents = agents
+        self._trust = trust
+        self._assigned = assigned
+        self._prefix = prefix
+        self._known_roots = known_roots
+        self._pool = pool
+        self._reserve_after = reserve_after
+        self._batch = batch
+
+    async def once(self) -> bool:
+        """One round; True: there may be more to give away at once."""
+        if not self._trust.holds():
+            return False
+        for task_id in await self._tasks.end_pending():
+            log.info("task ended", task=task_id)
+        candidates = await self._tasks.waiting(self._batch)
+        if not candidates:
+            return False
+        rooms = [agent.room for agent in await self._agents.list_open() if agent.pool == self._pool]
+        placement = place(
+            candidates, rooms, reserve_after=self._reserve_after, known_roots=self._known_roots
+        )
+        given = await self._give(placement)
+        await self._explain(candidates, placement)
+        # All picks went through and the head was full of work: look at what stood behind it.
+        return bool(given) and len(given) == len(placement.picks) and len(candidates) == self._batch
+
+    async def _give(self, placement: Placement) -> list[Assigned]:
+        if not placement.picks:
+            return []
+        given = await self._attempts.assign(
+            self._trust.holder, placement.picks, backend="pool", keeps=False, prefix=self._prefix
+        )
+        self._assigned(given)
+        return given
+
+    async def _explain(self, candidates: Sequence[Candidate], placement: Placement) -> None:
+        shown = {candidate.task_id: candidate.reason for candidate in candidates}
+        # A reason that stands already is not written again.
+        new = {task_id: reason for task_id, reason in placement.reasons.items() if shown.get(task_id) != reason}
+        await self._tasks.note_reasons(new)
+        if placement.refused:
+            await self._tasks.refuse(placement.refused)
+            for task_id in await self._tasks.end_pending():
+                log.info("task refused", task=task_id)

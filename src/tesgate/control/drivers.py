@@ -1,0 +1,271 @@
+"""Drivers: each follows one attempt on its backend. A driver keeps no fact that is not in the row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import anyio
+import anyio.abc
+import structlog
+
+from tesgate.backends.base import AttemptRef, Backend, BackendError, Launch, Lost
+from tesgate.control.held import Trust
+from tesgate.model.retries import Retries
+from tesgate.store.attempts import Assigned, AttemptStore, Held
+from tesgate.store.errors import DatabaseUnavailable
+from tesgate.store.wakes import Wakes
+
+__all__ = ["Drivers"]
+
+log = structlog.get_logger(__name__)
+
+Name = tuple[str, int]
+
+
+@dataclass
+class _Followed:
+    """One driver's mailbox."""
+
+    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+    changed: anyio.Event = field(default_factory=anyio.Event)
+    keeps: bool = True
+    """Its backend holds something until it is released."""
+    lost: Lost | None = None
+    since: float = 0.0
+
+    def wake(self) -> None:
+        self.changed.set()
+
+
+class Drivers:
+    """All drivers of this replica, by attempt."""
+
+    def __init__(
+        self,
+        *,
+        attempts: AttemptStore,
+        backends: Mapping[str, Backend],
+        trust: Trust,
+        wakes: Wakes,
+        retries: Retries,
+        grace: timedelta,
+        crash_limit: int,
+    ) -> None:
+        self._attempts = attempts
+        self._backends = backends
+        self._trust = trust
+        self._wakes = wakes
+        self._retries = retries
+        self._grace = grace
+        self._crash_limit = crash_limit
+        self._followed: dict[Name, _Followed] = {}
+        self._by_task: dict[str, Name] = {}
+        self._send, self._receive = anyio.create_memory_object_stream[Held](max_buffer_size=float("inf"))
+        self._look_again = anyio.Event()
+
+    def __len__(self) -> int:
+        return len(self._followed)
+
+    # what happens to drivers
+
+    def assigned(self, given: Sequence[Assigned]) -> None:
+        """The dispatcher has just assigned these; they are followed without being read again."""
+        for item in given:
+            self._follow(
+                Held(
+                    task_id=item.task_id,
+                    number=item.number,
+                    version=item.version,
+                    phase="assigned",
+                    state="INITIALIZING",
+                    released=True,
+                    crashes=0,
+                    backend="pool",
+                    external_name="",
+                    handle=None,
+                    agent_id=item.agent_id,
+                    age=0.0,
+                )
+            )
+
+    def tell(self, task_id: str) -> None:
+        """A task's row changed; an empty id: all may have."""
+        if not task_id:
+            self._look_again.set()
+        elif (name := self._by_task.get(task_id)) is not None:
+            self._followed[name].wake()
+
+    def ended(self, task_id: str) -> None:
+        """A task has ended here: where its backend keeps nothing there is nothing left to do."""
+        name = self._by_task.get(task_id)
+        if name is not None:
+            followed = self._followed[name]
+            if followed.keeps:
+                followed.wake()
+            else:
+                followed.scope.cancel()
+
+    def observed(self, lost: Lost) -> None:
+        """A backend says that it does not have an attempt any more."""
+        followed = self._followed.get((lost.task_id, lost.number))
+        if followed is not None:
+            followed.lost = lost
+            followed.wake()
+
+    def drop_all(self) -> None:
+        """Past the trust window nothing that was held is ours for certain."""
+        for followed in list(self._followed.values()):
+            followed.scope.cancel()
+
+    async def compare(self) -> None:
+        """One statement for all: follow what the rows say this replica holds, and nothing else."""
+        self._look_again = anyio.Event()
+        held = {(item.task_id, item.number): item for item in await self._attempts.held(self._trust.holder)}
+        for name, item in held.items():
+            if name in self._followed:
+                if item.phase == "ended" or item.state == "CANCELING":
+                    self._followed[name].wake()
+            else:
+                self._follow(item)
+        for name in [name for name in self._followed if name not in held]:
+            # Assigned a moment ago, or ended meanwhile: the driver's own reading tells.
+            self._followed[name].wake()
+        old = [task_id for (task_id, _), item in held.items() if item.crashes and self._is_old(task_id)]
+        await self._attempts.reset_crashes(self._trust.holder, old)
+
+    def ticket(self) -> anyio.Event:
+        """Set when `compare` should run soon."""
+        return self._look_again
+
+    def _is_old(self, task_id: str) -> bool:
+        name = self._by_task.get(task_id)
+        return name is not None and anyio.current_time() - self._followed[name].since > 60
+
+    # following
+
+    def _follow(self, held: Held) -> None:
+        name = (held.task_id, held.number)
+        if name not in self._followed:
+            self._followed[name] = _Followed(
+                since=anyio.current_time(), keeps=self._backends[held.backend].keeps
+            )
+            self._by_task[held.task_id] = name
+            self._send.send_nowait(held)
+
+    async def run(self) -> None:
+        """Owns the drivers' tasks. Runs for ever."""
+        async with anyio.create_task_group() as group:
+            async for held in self._receive:
+                group.start_soon(self._guarded, held, name=f"driver-{held.task_id}")
+
+    async def _guarded(self, held: Held) -> None:
+        name = (held.task_id, held.number)
+        followed = self._followed[name]
+        try:
+            with followed.scope:
+                await self._drive(held, followed)
+        finally:
+            self._followed.pop(name, None)
+            if self._by_task.get(held.task_id) == name:
+                del self._by_task[held.task_id]
+
+    async def _drive(self, held: Held, followed: _Followed) -> None:
+        """Follow until the attempt is over; an exception of ours is counted in the row, and at the limit given up."""
+        current: Held | None = held
+        failures = 0
+        while current is not None:
+            try:
+                current = await self._step(current, followed)
+                failures = 0
+            except (BackendError, DatabaseUnavailable) as error:
+                failures += 1
+                log.warning("following interrupted", task=held.task_id, attempt=held.number, error=str(error))
+                await anyio.sleep(min(30.0, 0.2 * 2 ** min(failures, 8)))
+                current = await self._read_patiently(held)
+            except Exception as error:
+                log.exception("driver crashed", task=held.task_id, attempt=held.number)
+                failures += 1
+                await anyio.sleep(min(5.0, 0.1 * 2 ** min(failures, 6)))
+                counted = await self._attempts.count_crash(self._trust.holder, held.task_id, held.number)
+                if counted is None:
+                    return
+                if counted[0] >= self._crash_limit:
+                    await self._give_up(held, counted[1], f"following this attempt failed {counted[0]} times: {error}")
+                    return
+                current = await self._read_patiently(held)
+
+    async def _read_patiently(self, held: Held) -> Held | None:
+        while True:
+            try:
+                return await self._read(held)
+            except DatabaseUnavailable:
+                await anyio.sleep(1)
+
+    async def _read(self, held: Held) -> Held | None:
+        rows = await self._attempts.held(self._trust.holder, held.task_id)
+        return next((row for row in rows if row.number == held.number), None)
+
+    async def _step(self, held: Held, followed: _Followed) -> Held | None:
+        """Do what the row asks for, then wait for the next change and read the row again. None: over."""
+        backend = self._backends[held.backend]
+        ref = AttemptRef(held.task_id, held.number, held.external_name, held.handle, held.agent_id)
+        if held.phase == "ended":
+            await backend.release(ref)
+            if not held.released:
+                await self._attempts.mark_released(held.task_id, held.number)
+            return None
+        if held.crashes >= self._crash_limit:
+            await self._give_up(
+                held, held.version, f"whoever followed this task died {held.crashes} times; it is given up"
+            )
+            return None
+        if followed.lost is not None:
+            await self._lose(held, followed.lost)
+            followed.lost = None
+            return await self._read(held)
+        if held.state == "CANCELING":
+            await backend.cancel(ref, self._grace)
+        elif held.phase == "assigned" and held.handle is None:
+            handle = await backend.launch(Launch(ref))
+            if handle is not None:
+                version = await self._attempts.store_handle(
+                    self._trust.holder, held.task_id, held.number, held.version, handle
+                )
+                if version is None:
+                    return await self._read(held)
+        await followed.changed.wait()
+        followed.changed = anyio.Event()
+        return await self._read(held)
+
+    async def _lose(self, held: Held, lost: Lost) -> None:
+        """Protocol row *lost attempt*: under the epoch and the version that was read."""
+        closed = await self._attempts.close(
+            held.task_id,
+            held.number,
+            "lost",
+            note=lost.sentence,
+            max_attempts=self._retries.max_attempts,
+            backoff=self._retries.after(held.number),
+            holder=self._trust.holder,
+            version=held.version,
+        )
+        if closed is not None:
+            log.warning("attempt lost", task=held.task_id, attempt=held.number, why=lost.sentence, state=closed.state)
+            self._wakes.queue()
+
+    async def _give_up(self, held: Held, version: int, sentence: str) -> None:
+        await self._attempts.close(
+            held.task_id,
+            held.number,
+            "lost",
+            note=sentence,
+            max_attempts=self._retries.max_attempts,
+            backoff=self._retries.after(held.number),
+            retry=False,
+            holder=self._trust.holder,
+            version=version,
+        )
+        log.error("task given up", task=held.task_id, attempt=held.number, why=sentence)
+        self._wakes.queue()

@@ -1,0 +1,139 @@
+"""The use cases of TES: create, get, list and cancel tasks."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+import zlib
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from tesgate.errors import BadRequest, TaskNotFound
+from tesgate.model.caller import Caller
+from tesgate.model.ids import TaskIds, is_task_id
+from tesgate.model.intake import IntakeRules, accept
+from tesgate.model.records import Inserted, ListQuery, NewTask, TaskRecord, View
+from tesgate.services.views import task_document
+
+__all__ = ["TaskStore", "Tasks", "decode_page_token", "encode_page_token"]
+
+_MAX_KEY = 255
+
+
+class TaskStore(Protocol):
+    """What the service needs of the store. Every method is one short transaction and sees only the caller's tasks."""
+
+    async def insert_task(self, caller: Caller, new: NewTask) -> Inserted:
+        """Store `new`; returns after the commit. Raises `IdempotencyConflict`."""
+
+    async def get_task(self, caller: Caller, task_id: str, *, full: bool) -> TaskRecord:
+        """Read one task; without `full` streams, content and system logs may be left out. Raises `TaskNotFound`."""
+
+    async def get_state(self, caller: Caller, task_id: str) -> str:
+        """Read a task's state, the leanest way. Raises `TaskNotFound`."""
+
+    async def list_tasks(self, caller: Caller, query: ListQuery) -> list[TaskRecord]:
+        """At most `query.limit` tasks, newest first."""
+
+    async def cancel_task(self, caller: Caller, task_id: str) -> str:
+        """Record the wish; returns the new state. Idempotent: an ended task stays as it is. Raises `TaskNotFound`."""
+
+
+class Tasks:
+    """What can be done with tasks, whoever asks."""
+
+    def __init__(self, *, store: TaskStore, rules: IntakeRules, new_id: Callable[[], str] | None = None) -> None:
+        self._store = store
+        self._rules = rules
+        self._new_id = new_id or TaskIds()
+
+    async def create(self, caller: Caller, body: Any, *, idempotency_key: str | None = None) -> Inserted:
+        """Check `body` (decoded JSON) and store it. The answer comes after the commit."""
+        if idempotency_key is not None and not (0 < len(idempotency_key) <= _MAX_KEY and idempotency_key.isprintable()):
+            raise BadRequest(f"Idempotency-Key: must be 1 to {_MAX_KEY} printable characters, such as a random UUID.")
+        accepted = accept(body, self._rules)
+        new = NewTask(
+            id=self._new_id(),
+            owner=caller.subject,
+            group=caller.groups[0] if caller.groups else None,
+            name=accepted.document.get("name"),
+            document=accepted.document,
+            tags=accepted.tags,
+            need=accepted.need,
+            idempotency_key=idempotency_key,
+            body_hash=_body_hash(body) if idempotency_key is not None else None,
+            notes=accepted.notes,
+        )
+        return await self._store.insert_task(caller, new)
+
+    async def state(self, caller: Caller, task_id: str) -> str:
+        """State of one task. Raises `TaskNotFound`."""
+        if not is_task_id(task_id):
+            raise TaskNotFound(task_id)
+        return await self._store.get_state(caller, task_id)
+
+    async def get(self, caller: Caller, task_id: str, view: View) -> dict[str, Any]:
+        """One task in one view. Raises `TaskNotFound`."""
+        if not is_task_id(task_id):
+            raise TaskNotFound(task_id)
+        return task_document(await self._store.get_task(caller, task_id, full=view == "FULL"), view)
+
+    async def list(
+        self,
+        caller: Caller,
+        *,
+        view: View,
+        page_size: int,
+        page_token: str | None = None,
+        name_prefix: str | None = None,
+        state: str | None = None,
+        tags: tuple[tuple[str, str | None], ...] = (),
+    ) -> dict[str, Any]:
+        """One page, newest first, as a ``ListTasksResponse``."""
+        query = ListQuery(
+            limit=page_size + 1,  # one more than shown: that is how the last page is known
+            view=view,
+            name_prefix=name_prefix,
+            state=state,
+            tags=tags,
+            after=decode_page_token(page_token) if page_token else None,
+        )
+        found = await self._store.list_tasks(caller, query)
+        answer: dict[str, Any] = {"tasks": [task_document(task, view) for task in found[:page_size]]}
+        if len(found) > page_size:
+            answer["next_page_token"] = encode_page_token(found[page_size - 1].id)
+        return answer
+
+    async def cancel(self, caller: Caller, task_id: str) -> str:
+        """Ask for a task's end; a task that has ended stays as it is. Raises `TaskNotFound`."""
+        if not is_task_id(task_id):
+            raise TaskNotFound(task_id)
+        return await self._store.cancel_task(caller, task_id)
+
+
+def _body_hash(body: Any) -> str:
+    canonical = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def encode_page_token(last_id: str) -> str:
+    """Opaque token of the page after `last_id`; it holds no state of ours and thus outlives restarts and inserts."""
+    raw = last_id.encode()
+    return base64.urlsafe_b64encode(b"1" + zlib.crc32(raw).to_bytes(4, "big") + raw).rstrip(b"=").decode()
+
+
+def decode_page_token(token: str) -> str:
+    """Id after which the page begins. Raises `BadRequest` for anything that `encode_page_token` did not make."""
+    try:
+        raw = base64.b64decode(token.encode("ascii") + b"=" * (-len(token) % 4), altchars=b"-_", validate=True)
+    except (binascii.Error, ValueError):
+        raw = b""
+    last_id = raw[5:].decode("ascii", "replace")
+    if raw[:1] != b"1" or raw[1:5] != zlib.crc32(raw[5:]).to_bytes(4, "big") or not is_task_id(last_id):
+        raise BadRequest(
+            "page_token: was not made by this service; give next_page_token of the page before as it is, "
+            "or leave page_token away to begin with the first page"
+        )
+    return last_id
