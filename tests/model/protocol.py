@@ -22,19 +22,23 @@ TOMBSTONE = "tombstone"
 
 
 class Task(NamedTuple):
-    """The task's row. `n`: its current attempt; `lease`: the attempt whose publish lease lives, 0: none."""
+    """The task's row. `n`: its current attempt; `lease`: the attempt whose publish lease lives, 0: none; `pending`: the
+    end that waits for a lease, while clients still see `state`."""
 
     state: str = ""
     phase: str = ""
     n: int = 0
     lease: int = 0
+    pending: str = ""
 
 
 class Attempt(NamedTuple):
-    """An attempt's row. `closed`: by what (finished, failed, stopped, lost). `missing`: acknowledged, then unlisted."""
+    """An attempt's row. `closed`: by what (finished, failed, stopped, lost). `listed`: was in a poll's `have`; `missing`:
+    was in it, and then no more."""
 
     instance: int
     closed: str = ""
+    listed: bool = False
     missing: bool = False
     logs: bool = False
 
@@ -136,20 +140,21 @@ class Protocol:
             if agent.instance == a.instance and not a.closed:
                 s = self.agent(s, agent._replace(room=agent.room + 1))
         lease = 0 if s.task.lease == n and how != "lost" else s.task.lease
-        return self.write(s, a, a._replace(closed=how), lease=lease, **task)
+        return self.write(s, a, Attempt(a.instance, how, logs=a.logs), lease=lease, **task)
 
     def may_end(self, s: State, n: int = 0) -> bool:
         """No lease lives, but for that of attempt n, which says itself that it stores nothing more."""
         return s.task.lease in (0, n) or self.variant == "end-does-not-wait"
 
-    def give_up(self, s: State, n: int, how: str) -> State | None:
+    def give_up(self, s: State, n: int, how: str) -> State:
         """The attempt came to nothing: the next one (of a cancelled task there is none), or the end after the lease."""
         canceling = s.task.state == "CANCELING" and not (self.variant == "failed-ignores-cancel" and how == "failed")
         if n < ATTEMPTS and not canceling:
             return self.close(s, n, how, phase="waiting")
-        if not self.may_end(s, n if how == "failed" else 0):
-            return None
-        return self.close(s, n, how, state="CANCELED" if canceling else "SYSTEM_ERROR", phase="ended")
+        end = "CANCELED" if canceling else "SYSTEM_ERROR"
+        if not self.may_end(s, 0 if how == "lost" else n):
+            return self.close(s, n, how, phase="waiting", pending=end)
+        return self.close(s, n, how, phase="ended", state=end)
 
     def current(self, s: State, m: Message) -> bool:
         """current, instance, not ended"""
@@ -194,21 +199,21 @@ class Protocol:
         if not self.scope.cancel or t.state in (*ENDED, "CANCELING"):
             return None
         if t.phase == "waiting" and self.may_end(s):
-            return self.write(s, state="CANCELED", phase="ended")
+            return self.write(s, state="CANCELED", phase="ended", pending="")
         if t.phase == "assigned" and self.may_end(s) and self.variant == "cancel-assigned-at-once":
             return self.close(s, t.n, "stopped", state="CANCELED", phase="ended")
-        return self.write(s, state="CANCELING")
+        return self.write(s, state="CANCELING", pending="CANCELED" if t.phase == "waiting" else "")
 
     def settle(self, s: State) -> State | None:
-        """anyone | waiting, CANCELING, no lease alive | CANCELED"""
-        if s.task.phase != "waiting" or s.task.state != "CANCELING" or s.task.lease or self.variant == "nobody-settles":
+        """anyone | an end is pending, no lease alive | that end"""
+        if not s.task.pending or s.task.lease or self.variant == "nobody-settles":
             return None
-        return self.write(s, state="CANCELED", phase="ended")
+        return self.write(s, state=s.task.pending, phase="ended", pending="")
 
     def assign(self, s: State, agent: Agent) -> State | None:
-        """dispatcher | waiting, not cancelled; agent open, room >= need | attempt n, instance set, room taken"""
+        """dispatcher | waiting, no end pending; agent open, room >= need | attempt n, instance set, room taken"""
         t = s.task
-        if t.phase != "waiting" or t.state == "CANCELING" or not agent.open or agent.room < 1:
+        if t.phase != "waiting" or t.pending or not agent.open or agent.room < 1:
             return None
         s = self.agent(s, agent._replace(room=agent.room - 1))
         s = s._replace(attempts=(*s.attempts, Attempt(agent.instance)))
@@ -239,14 +244,14 @@ class Protocol:
         return s._replace(net=frozenset(m for m in s.net if m.kind != "late_poll" or m.instance != instance or m.n))
 
     def acknowledge(self, s: State, instance: int, have: frozenset[int]) -> State:
-        """agent, in `have` | instance, current, not cancelled | started. Once acknowledged and then missing: lost."""
+        """agent, in `have` | instance, current, not cancelled | started, listed. Once listed and then missing: lost."""
         t = s.task
         a = s.attempts[t.n - 1] if t.n else None
-        if a is None or t.state == "CANCELING" or a.closed or a.instance != instance:
+        if a is None or t.state == "CANCELING" or a.closed or a.instance != instance or a.missing:
             return s
         if t.n in have:
-            return self.write(s, phase="started", state="RUNNING") if t.phase == "assigned" else s
-        if t.phase == "assigned" or a.missing:
+            return s if a.listed else self.write(s, a, a._replace(listed=True), phase="started", state="RUNNING")
+        if not a.listed and not (self.variant == "report-counts-as-listed" and t.phase == "started"):
             return s
         if any(host.instance == instance and host.up and t.n in host.have() for host in s.hosts):
             s = s._replace(wrong=f"missing: attempt {t.n} is called missing, and its agent has it")
@@ -262,7 +267,7 @@ class Protocol:
                     yield Message("forget", n, a.instance)
             elif s.task.state == "CANCELING":
                 yield Message("stop", n, a.instance)
-            elif s.task.phase == "assigned" and n not in host.have():
+            elif not a.listed and n not in host.have():
                 yield Message("start", n, a.instance)
 
     def start(self, s: State, m: Message) -> State:
@@ -352,29 +357,33 @@ class Protocol:
         """and what it may say now; its last word again and again, until it is told to forget."""
         if work.word:
             yield Message(work.word, n, host.instance)
-        elif work.lease:
-            yield Message("report", n, host.instance)  # comes at any time; here it matters that it renews the lease
-            if not work.stored:  # by the runner's own clock its lease lives
-                faulty = "though lost" if s.attempts[n - 1].closed == "lost" else "without the lease"
-                faulty = "after the end" if s.task.state in ENDED else "" if s.task.lease == n else faulty
-                yield Message("stored", n, host.instance, faulty)
+            return
+        if work.lease or (s.task.phase == "assigned" and work.step):  # it comes at any time; here where it matters
+            yield Message("report", n, host.instance)
+        if work.lease and not work.stored:  # by the runner's own clock its lease lives
+            faulty = "though lost" if s.attempts[n - 1].closed == "lost" else "without the lease"
+            faulty = "after the end" if s.task.state in ENDED else "" if s.task.lease == n else faulty
+            yield Message("stored", n, host.instance, faulty)
         elif self.ran(work) and not work.stored and self.scope.outputs:
             yield Message("publish", n, host.instance)
 
     def report(self, s: State, m: Message) -> State:
-        """runner | instance, attempt open | folded; its own lease, if it lives and nobody cancelled, is renewed"""
+        """runner | instance, attempt open | started; its own lease, if it lives and nobody cancelled, is renewed"""
         if not self.current(s, m):
             return self.refuse(s, m)
-        renewed = s.task.lease == m.n and s.task.state != "CANCELING"
-        return self.runner(self.write(s), m, lease=True) if renewed else self.write(s)
+        if s.task.state == "CANCELING":
+            return s
+        s = self.write(s, phase="started", state="RUNNING")
+        return self.runner(s, m, lease=True) if s.task.lease == m.n else s
 
     def publish(self, s: State, m: Message) -> State:
-        """runner | current, instance, not cancelled or ended, own lease or none alive | lease"""
+        """runner | current, instance, not cancelled or ended, own lease or none alive | started, lease"""
         if not self.current(s, m):
             return self.refuse(s, m)
         if s.task.state == "CANCELING" or s.task.lease not in (0, m.n):
             return s
-        return self.runner(s if self.variant == "publish-is-a-check" else self.write(s, lease=m.n), m, lease=True)
+        lease = s.task.lease if self.variant == "publish-is-a-check" else m.n
+        return self.runner(self.write(s, phase="started", state="RUNNING", lease=lease), m, lease=True)
 
     def stored(self, s: State, m: Message) -> State:
         """The request that makes outputs visible lands. Sent under the lease it may be late: that is allowed."""
@@ -392,15 +401,13 @@ class Protocol:
 
     def failed(self, s: State, m: Message) -> State:
         """runner | current, instance | next attempt, or SYSTEM_ERROR / CANCELED after the lease"""
-        return self.give_up(s, m.n, "failed") or s if self.current(s, m) else self.refuse(s, m)
+        return self.give_up(s, m.n, "failed") if self.current(s, m) else self.refuse(s, m)
 
     def stopped(self, s: State, m: Message) -> State:
-        """runner | current, instance, CANCELING, no other lease | CANCELED, room free"""
+        """runner | current, instance, CANCELING | CANCELED after the lease, room free"""
         if not self.current(s, m):
             return self.refuse(s, m)
-        if s.task.state != "CANCELING" or not self.may_end(s, m.n):
-            return s
-        return self.close(s, m.n, "stopped", state="CANCELED", phase="ended")
+        return self.give_up(s, m.n, "stopped") if s.task.state == "CANCELING" else s
 
     # Watcher and owner.
 
@@ -421,8 +428,7 @@ class Protocol:
 
     def lost_attempt(self, s: State) -> State | None:
         """owner | epoch and version (see `write`, `adopt`) | waiting, or SYSTEM_ERROR / CANCELED after the lease"""
-        after = self.give_up(s, s.decided, "lost") if s.decided else None
-        return after and after._replace(decided=0)
+        return self.give_up(s, s.decided, "lost")._replace(decided=0) if s.decided else None
 
     def adopt(self, s: State) -> State | None:
         """any replica | owner silent | next epoch: what the old owner still writes finds zero rows"""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import socket
@@ -57,6 +58,8 @@ class FakeGateway:
         self.forgotten: Set[Key] = set()
         self.forgets = True
         self.have: List[Key] = []
+        self.tombstones: List[Key] = []
+        self._number: Dict[int, int] = {}
         self.polls: List[Body] = []
         self.registrations: List[Body] = []
         self.session = 0
@@ -112,10 +115,8 @@ class FakeGateway:
             server.server_close()
         with self.lock:
             for sock in self._sockets:
-                try:
+                with contextlib.suppress(OSError):
                     sock.shutdown(socket.SHUT_RDWR)
-                except OSError:
-                    pass
             self._sockets.clear()
             self.lock.notify_all()
 
@@ -199,7 +200,13 @@ class FakeGateway:
                 return status, {"msg": "scripted"}
             self.polls.append(body)
             self.have = [(item["task"], item["attempt"]) for item in body["have"]]
+            self.tombstones = [(item["task"], item["attempt"]) for item in body["tombstones"]]
+            for key in self.tombstones:
+                self.ended[key] = ("tombstone", body)
             self.acknowledged.update(self.have)
+            if body["number"] <= self._number.get(body["session"], 0):
+                self.violations.append("poll number %d did not rise" % body["number"])
+            self._number[body["session"]] = body["number"]
             while True:
                 if body["session"] != self.session:
                     return 410, {"msg": "an old session"}
@@ -210,17 +217,15 @@ class FakeGateway:
                 self.lock.wait(left)
 
     def _wishes(self) -> Body:
-        start = [
-            wire.encode(plan)
-            for key, plan in self.plans.items()
-            if key not in self.acknowledged and key not in self.cancelled and key not in self.closed
-        ]
+        done = self.acknowledged | self.cancelled | self.closed | set(self.ended)
+        start = [wire.encode(plan) for key, plan in self.plans.items() if key not in done]
         stop = [
             {"task": key[0], "attempt": key[1], "grace": 1.0}
             for key in self.cancelled
             if key not in self.ended and (key in self.have or key not in self.acknowledged)
         ]
-        forget = [{"task": key[0], "attempt": key[1]} for key in self.have if key in self.ended and self.forgets]
+        over = [key for key in self.have if key in self.ended and self.forgets] + self.tombstones
+        forget = [{"task": key[0], "attempt": key[1]} for key in over]
         self.forgotten.update((item["task"], item["attempt"]) for item in forget)
         return {"start": start, "stop": stop, "forget": forget, "wire": 1}
 
@@ -242,11 +247,8 @@ class FakeGateway:
             return self._take(key, message, body)
 
     def _take(self, key: Key, message: str, body: Body) -> Tuple[int, Body]:
-        versions = [item["version"] for name, whose, item in self.messages[:-1] if whose == key]
-        if versions and body["version"] <= max(versions):
-            # Two messages under way at once may overtake each other; only what was sent earlier may be older.
-            if body["version"] in versions:
-                self.violations.append("version %d of %s was used twice" % (body["version"], key))
+        if body["version"] in [item["version"] for _, whose, item in self.messages[:-1] if whose == key]:
+            self.violations.append("version %d of %s was used twice" % (body["version"], key))
         if key in self.ended:
             same = self.ended[key][0] == message
             return (200, self._plain(key)) if same else (410, {"msg": "it has ended"})

@@ -1,4 +1,4 @@
-"""The agent is killed at each of its named points; whatever it was doing, no executor runs twice and nothing is left."""
+"""The agent is killed at each of its named points: no executor runs twice, and nothing is left."""
 
 from __future__ import annotations
 

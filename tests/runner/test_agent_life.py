@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import socket
+import subprocess
+import threading
 import time
+from pathlib import Path
+from typing import Any, Iterator, List, Optional
+
+import anyio
+import pytest
 
 from tesgate.runner.plan import Output
+from tesgate.runner.settings import AgentSettings
+from tesgate.runner.start import run_agent
 from tests.runner.bench import Bench
 from tests.runner.gateway_fake import Key, wait_for
 
@@ -112,20 +123,26 @@ def test_cancel_while_it_runs(bench: Bench) -> None:
 
 
 def test_cancel_of_an_attempt_that_never_came_leaves_a_tombstone(bare_bench: Bench) -> None:
-    """A start that comes late finds it stopped."""
+    """The gateway learns that it will never begin, and then the tombstone goes too."""
     bare_bench.gateway.max_wait = 0.2
     plan = bare_bench.plan("true")
     key = (plan.task, plan.attempt)
     bare_bench.gateway.cancel(key)
     bare_bench.start()
-    tombstone = bare_bench.scratch / "tombstones" / ("%s-%d" % key)
-    wait_for(tombstone.exists, "a tombstone")
-    bare_bench.gateway.cancelled.clear()
-    bare_bench.gateway.assign(plan)
-    seen = len(bare_bench.gateway.polls)
-    wait_for(lambda: len(bare_bench.gateway.polls) >= seen + 3, "the start to be answered some times")
-    assert bare_bench.attempts() == []
+    assert bare_bench.gateway.end_of(key)[0] == "tombstone"
+    wait_for(lambda: os.listdir(bare_bench.scratch / "tombstones") == [], "the tombstone to go")
+
+
+def test_a_start_that_comes_late_finds_it_stopped(bare_bench: Bench) -> None:
+    bare_bench.gateway.max_wait = 0.2
+    plan = bare_bench.plan("true")
+    (bare_bench.scratch / "tombstones").mkdir(parents=True)
+    (bare_bench.scratch / "tombstones" / ("%s-%d" % (plan.task, plan.attempt))).touch()
+    bare_bench.start()
+    key = bare_bench.gateway.assign(plan)
+    assert bare_bench.gateway.end_of(key)[0] == "tombstone"
     assert key not in bare_bench.gateway.acknowledged
+    assert bare_bench.attempts() == []
 
 
 def test_cancel_between_the_outputs_and_their_publication(bench: Bench) -> None:
@@ -320,3 +337,148 @@ def test_logs_of_the_agent_are_json_without_secrets(bench: Bench) -> None:
     assert any(line.get("task") == plan.task and line.get("attempt") == 1 for line in lines)
     assert plan.token not in bench.log()
     assert "tga_" not in bench.log()
+
+
+def test_after_too_long_without_a_gateway_everything_is_removed(bench: Bench) -> None:
+    """Seven days in life; then an agent with nothing left to do ends."""
+    settings = AgentSettings(
+        url=bench.gateway.url,
+        token_file=str(bench.token_file),
+        scratch=str(bench.scratch),
+        runtime="bubblewrap",
+        abandon_after=2.0,
+        idle_exit=1.0,
+    )
+    codes: List[int] = []
+    thread = threading.Thread(target=lambda: codes.append(anyio.run(run_agent, settings)))
+    thread.start()
+    key = bench.gateway.assign(bench.plan("sleep 600"))
+    _began(bench, key)
+    bench.gateway.stop()
+    thread.join(30)
+    assert codes == [0]
+    assert bench.attempts() == []
+    assert bench.steps() == []
+
+
+# -- the engine goes away --------------------------------------------------------------------------------------
+
+
+class _Door:
+    """A socket in front of the engine's own that can be shut."""
+
+    def __init__(self, path: Path, engine: str) -> None:
+        self.path, self._engine = path, engine
+        self._pairs: List[socket.socket] = []
+        self._listener: Optional[socket.socket] = None
+        self.open()
+
+    def open(self) -> None:
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(self.path))
+        listener.listen(64)
+        self._listener = listener
+        threading.Thread(target=self._serve, args=(listener,), daemon=True).start()
+
+    def shut(self) -> None:
+        self.path.unlink()
+        assert self._listener is not None
+        for sock in [self._listener, *self._pairs]:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._pairs.clear()
+
+    def _serve(self, listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                here, _ = listener.accept()
+                there = socket.socket(socket.AF_UNIX)
+                there.connect(self._engine)
+                self._pairs += [here, there]
+                threading.Thread(target=self._both, args=(here, there), daemon=True).start()
+
+    def _both(self, here: socket.socket, there: socket.socket) -> None:
+        back = threading.Thread(target=self._pump, args=(there, here), daemon=True)
+        with here, there:
+            back.start()
+            self._pump(here, there)
+            back.join()
+
+    def _pump(self, source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                data = source.recv(65536)
+                if not data:
+                    break
+                target.sendall(data)
+        with contextlib.suppress(OSError):
+            target.shutdown(socket.SHUT_WR)
+
+
+@pytest.fixture
+def door(docker_bench: Bench, docker: Any, tmp_path: Path) -> Iterator[_Door]:
+    made = _Door(tmp_path / "door.sock", docker.socket)
+    docker_bench.options = ["--docker-socket", str(made.path)]
+    yield made
+    if made.path.exists():
+        made.shut()
+
+
+def test_an_executor_that_outlives_its_engines_absence_counts(docker_bench: Bench, door: _Door) -> None:
+    """The result file is the end of the step, whoever is away; what needs the engine waits for it."""
+    docker_bench.start()
+    plan = docker_bench.counted(2)
+    plan.executors[0].command[2] += "; while ! test -e go; do sleep 0.05; done"
+    key = docker_bench.gateway.assign(plan)
+    _began(docker_bench, key)
+    door.shut()
+    time.sleep(0.5)
+    (docker_bench.scratch / "attempts" / plan.external_name / "rw" / "work" / "go").touch()
+    wait_for(lambda: "cannot" in docker_bench.log(), "the agent to miss its engine")
+    assert key not in docker_bench.gateway.ended
+    door.open()
+    assert docker_bench.gateway.end_of(key)[1]["state"] == "COMPLETE"
+    assert docker_bench.output("count.txt") == "run-0\nrun-1\n"
+    docker_bench.nothing_left(key)
+
+
+def test_an_executor_that_dies_with_its_engine_is_the_systems_fault(docker_bench: Bench, door: _Door) -> None:
+    docker_bench.start()
+    plan = docker_bench.plan("echo up; sleep 60")
+    key = docker_bench.gateway.assign(plan)
+    wait_for(lambda: docker_bench.gateway.log(key, 0, "stdout"), "the executor to run")
+    door.shut()
+    subprocess.run(["docker", "kill", plan.external_name + "-0"], check=True, capture_output=True)
+    message, body = docker_bench.gateway.end_of(key)
+    assert message == "failed"
+    assert "ended while the engine could not be reached" in body["cause"]
+    door.open()
+    docker_bench.nothing_left(key)
+
+
+# -- the oldest Python -----------------------------------------------------------------------------------------
+
+
+def test_on_the_oldest_python(tmp_path: Path, bubblewrap: Any, python39: Any) -> None:
+    """A kill in the middle included; where that Python lives in a root of its own, without executors."""
+    bench = Bench(tmp_path, "bubblewrap" if python39.root is None else "none")
+    bench.python = python39.command("-W", "error", writable=[tmp_path])
+    bench.python_path = []
+    try:
+        if python39.root is not None:
+            bench.start()
+            key = bench.gateway.assign(bench.plan("true"))
+            wait_for(lambda: bench.attempts(), "the attempt to begin")
+            bench.gateway.cancel(key)
+            assert bench.gateway.end_of(key)[0] == "stopped"
+        else:
+            bench.start("before-publish")
+            key = bench.gateway.assign(bench.counted(2))
+            bench.wait_killed()
+            bench.start()
+            assert bench.gateway.end_of(key)[1]["state"] == "COMPLETE"
+            assert bench.output("count.txt") == "run-0\nrun-1\n"
+        bench.nothing_left(key)
+    finally:
+        bench.close()

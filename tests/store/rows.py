@@ -98,7 +98,8 @@ class Rows:
         """What agents use is what their open attempts need."""
         wrong = await self.database.fetch(
             """SELECT g.id, g.used_cpu_milli, coalesce(sum(t.need_cpu_milli), 0) AS wanted
-               FROM agent g LEFT JOIN attempt a ON a.agent_id = g.id AND NOT a.closed LEFT JOIN task t ON t.id = a.task_id
+               FROM agent g LEFT JOIN attempt a ON a.agent_id = g.id AND NOT a.closed
+                    LEFT JOIN task t ON t.id = a.task_id
                GROUP BY g.id HAVING g.used_cpu_milli <> coalesce(sum(t.need_cpu_milli), 0)"""
         )
         assert not wrong, wrong

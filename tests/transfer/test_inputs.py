@@ -423,3 +423,21 @@ def test_nothing_outside_is_ever_found(path: list[str], links: list[tuple[list[s
 def test_policy_entries_are_checked_when_a_stager_is_made(bed: Bed) -> None:
     with pytest.raises(ValueError, match="allowed_hosts"):
         Stager(roots=[], policy=UrlPolicy(allowed_hosts=["http://x"]))
+
+
+def test_what_the_task_may_write_is_copied_wherever_it_lies(bed: Bed) -> None:
+    (bed.root / "in").write_text("x")
+    bed.stage_in(Input("/data/in", "ro/data/in", url=f"{bed.root}/in", writable=True))
+    assert not (bed.attempt / "ro/data/in").samefile(bed.root / "in")
+
+
+def test_a_copy_that_ends_early_is_noticed(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.copy_file_range
+    (bed.root / "in").write_text("a whole file")
+
+    def short(*arguments: int) -> int:
+        return real(*arguments[:2], 3, *arguments[3:]) if arguments[3] == 0 else 0
+
+    monkeypatch.setattr(os, "copy_file_range", short)
+    with pytest.raises(StagingError, match="kept changing"):
+        bed.stage(f"{bed.root}/in", writable=True)

@@ -531,3 +531,22 @@ def test_many_files_keep_few_descriptors_open(bed: Bed) -> None:
     before = len(os.listdir("/proc/self/fd"))
     assert len(bed.store(bed.output("/work/d", "o"))) == 300
     assert len(os.listdir("/proc/self/fd")) <= before + 2
+
+
+def test_copies_of_inputs_stay_in_the_scratch_too(bed: Bed) -> None:
+    (bed.root / "in").write_text("x")
+    (bed.root / "in").chmod(0o600)
+    staged = bed.stage(f"{bed.root}/in")
+    bed.mounts = [Mount("ro/data", "/data", read_only=True)]
+    bed.store(bed.output("/data/thing", "out"))
+    assert not (bed.root / "out").samefile(staged)
+
+
+def test_directories_that_link_to_each_other_end(bed: Bed) -> None:
+    bed.write("/work/a/x", "x")
+    bed.write("/work/b/y", "y")
+    (bed.rw / "work/a/l").symlink_to("../b")
+    (bed.rw / "work/b/m").symlink_to("../a")
+    bed.store(bed.output("/work/a", "o", "DIRECTORY"))
+    assert bed.tree(bed.root / "o") == {"l": None, "l/y": "y", "x": "x"}
+    assert bed.notes == ["output /work/a/l/m leads back to a directory that it lies in; it was not stored."]

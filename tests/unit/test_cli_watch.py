@@ -45,7 +45,7 @@ def test_each_change_is_one_line() -> None:
     states, said = run(script, "a", "b")
     assert states == ["COMPLETE", "CANCELED"]
     assert said.splitlines() == [
-        "a  n  QUEUED  waiting for room",
+        "a  n  QUEUED  waiting",
         "b  n  RUNNING  executor 1 of 2",
         "a  n  RUNNING  executor 1 of 2",
         "a  n  COMPLETE  done",

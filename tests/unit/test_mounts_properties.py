@@ -50,8 +50,7 @@ def base(path: str) -> str:
 def test_invariants(document: dict[str, Any]) -> None:
     try:
         table = mount_table(document)
-    except MountError as error:
-        assert ":" in str(error)
+    except MountError:
         return
     mounts = table.mounts
     targets = [mount.target for mount in mounts]

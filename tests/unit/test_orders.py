@@ -45,4 +45,6 @@ CASES = {
 def test_case(name: str) -> None:
     row, have, stopping, tombstones, expected = CASES[name]
     orders = decide([] if row is None else [row], have=have, stopping=stopping, tombstones=tombstones)
-    assert {field.name: getattr(orders, field.name) for field in fields(Orders) if getattr(orders, field.name)} == expected
+    assert {
+        field.name: getattr(orders, field.name) for field in fields(Orders) if getattr(orders, field.name)
+    } == expected

@@ -70,7 +70,9 @@ def test_paths_need_a_root_and_writing_needs_a_writable_one() -> None:
 
 
 def test_waits_for_an_agent_with_a_root_that_the_configuration_knows() -> None:
-    result = place([task("t", paths=(("/data/in", False),))], [agent("x")], reserve_after=30, known_roots=[("/data", True)])
+    result = place(
+        [task("t", paths=(("/data/in", False),))], [agent("x")], reserve_after=30, known_roots=[("/data", True)]
+    )
     assert "file root that holds /data/in" in result.reasons["t"]
 
 

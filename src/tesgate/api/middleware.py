@@ -1,4 +1,8 @@
-"""Around every request: the body's limit, duration and count. Raw ASGI, because every request passes here."""
+"""Around every request: duration, count, and a refusal of bodies that announce themselves as too large.
+
+Raw ASGI, because every request passes here. A body that does not say its size is bounded where it is read
+(`tesgate.api.body`).
+"""
 
 from __future__ import annotations
 
@@ -21,6 +25,10 @@ ROUTE = "tesgate.route"
 
 _DRAINED = 4
 """A body up to so many times the limit is read and thrown away, so that the client sees the refusal at all."""
+
+
+_OWN_LIMITS = "/internal/"
+"""What runners send has bounds of its own: a tight limit for clients must not cut reports off."""
 
 
 class Gate:
@@ -51,12 +59,10 @@ class Gate:
         try:
             limit = self._context.settings.limits.max_body_bytes
             size = _content_length(scope)
-            if size is not None and size > limit:
+            if size is not None and size > limit and not scope["path"].startswith(_OWN_LIMITS):
                 fault = too_large(limit)
                 headers = {"connection": "close"} if size > limit * _DRAINED else {}
                 await error_response(fault.status_code, fault.msg, headers)(scope, receive, noted)
-            elif size is None and scope["method"] not in ("GET", "HEAD", "OPTIONS"):
-                await self._app(scope, _bounded(receive, limit), noted)
             else:
                 await self._app(scope, receive, noted)
         finally:
@@ -78,22 +84,6 @@ def _content_length(scope: Scope) -> int | None:
         if name == b"content-length":
             return int(value) if value.isdigit() else None
     return None
-
-
-def _bounded(receive: Receive, limit: int) -> Receive:
-    """Count a body that does not say its length."""
-    size = 0
-
-    async def bounded() -> Message:
-        nonlocal size
-        message = await receive()
-        if message["type"] == "http.request":
-            size += len(message.get("body", b""))
-            if size > limit:
-                raise too_large(limit)
-        return message
-
-    return bounded
 
 
 def install_middleware(app: FastAPI, context: ApiContext) -> None:

@@ -43,15 +43,11 @@ async def open_for_migration(settings: Settings, place: DataDir) -> list[str]:
 
 
 @asynccontextmanager
-async def _connected(
-    settings: Settings, place: DataDir
-) -> AsyncIterator[tuple[Database, EmbeddedPostgres | None]]:
+async def _connected(settings: Settings, place: DataDir) -> AsyncIterator[tuple[Database, EmbeddedPostgres | None]]:
     pool = settings.database
 
     def database(url: str) -> Database:
-        return Database(
-            url, min_size=pool.min_size, max_size=pool.max_size, statement_timeout=pool.command_timeout
-        )
+        return Database(url, min_size=pool.min_size, max_size=pool.max_size, statement_timeout=pool.command_timeout)
 
     if settings.database_url is not None:
         async with database(settings.database_url) as opened:

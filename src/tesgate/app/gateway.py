@@ -66,7 +66,11 @@ class Gateway:
         self._attempt_tokens = AttemptTokens(key=opened.key)
 
         self.wakes = Wakes()
-        self._task_store = TaskStore(database=self._database, wakes=self.wakes)
+        self._task_store = TaskStore(
+            database=self._database,
+            wakes=self.wakes,
+            ended=lambda state: self.metrics.tasks_total.labels(state, "none").inc(),
+        )
         self._attempts = AttemptStore(database=self._database)
         self._agents = AgentStore(database=self._database)
         self._replicas = ReplicaStore(database=self._database)
@@ -82,6 +86,7 @@ class Gateway:
         self.tasks = Tasks(
             store=self._task_store,
             rules=IntakeRules(limits=settings.limits, defaults=settings.defaults),
+            share_with_group=settings.auth.share_with_group,
         )
         control = settings.control
         self._retries = Retries(
@@ -102,6 +107,7 @@ class Gateway:
                 retries=self._retries,
             ),
             plan_for=self._plan_for,
+            metrics=self.metrics,
         )
         self._plan_settings = _plan_settings(settings, opened.deployment)
         self._trust = Trust(holder=holder, window=timedelta(seconds=control.trust_window))
@@ -192,9 +198,7 @@ class Gateway:
             adopts="control" in settings.roles,
         )
         supervisor.add("keeper", lambda: repeat("keeper", keeper.once, heartbeat))
-        observer = Observer(
-            tasks=self._task_store, agents=self._agents, metrics=self.metrics, database=self._database
-        )
+        observer = Observer(tasks=self._task_store, agents=self._agents, metrics=self.metrics, database=self._database)
         supervisor.add("observer", lambda: repeat("observer", observer.once, timedelta(seconds=5)))
         supervisor.add("loop-lag", observer.watch_lag)
         if "control" in settings.roles:
@@ -261,9 +265,7 @@ class Gateway:
                 ),
             )
         supervisor.add("agent-silence", lambda: repeat("agent-silence", silence.once, silence.tick))
-        supervisor.add(
-            "janitor", lambda: repeat("janitor", janitor.once, timedelta(seconds=control.janitor_interval))
-        )
+        supervisor.add("janitor", lambda: repeat("janitor", janitor.once, timedelta(seconds=control.janitor_interval)))
 
     # the laptop's agent
 

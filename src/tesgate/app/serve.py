@@ -82,7 +82,10 @@ async def _run(gateway: Gateway, listener: socket.socket) -> int:
             log.info(
                 "tesgate is listening", url=url, version=__version__, deployment=gateway.deployment, docs=f"{url}/docs"
             )
-            print(f"tesgate {__version__} listens on {url} (TES at {url}/ga4gh/tes/v1, docs at {url}/docs)", flush=True)
+            print(  # noqa: T201 - for the person (and scripts) that started it; logs go to stderr
+                f"tesgate {__version__} listens on {url} (TES at {url}/ga4gh/tes/v1, docs at {url}/docs)",
+                flush=True,
+            )
             await server.serve(sockets=[listener])
             group.cancel_scope.cancel()
     except BaseExceptionGroup as errors:
@@ -125,7 +128,9 @@ def _listening(settings: Settings) -> Iterator[socket.socket]:
         )[0]
         listener = socket.socket(family, kind, protocol)
     except OSError as error:
-        raise ConfigError(f"server.host: {host} is no address to listen on ({error.strerror}); correct --host") from None
+        raise ConfigError(
+            f"server.host: {host} is no address to listen on ({error.strerror}); correct --host"
+        ) from None
     with listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -143,7 +148,7 @@ def _listening(settings: Settings) -> Iterator[socket.socket]:
 
 def _url(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
-    if host in ("0.0.0.0", "::"):  # noqa: S104 - what was asked for; runners on this host take loopback
+    if host in ("0.0.0.0", "::"):
         host = "127.0.0.1"
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
@@ -184,6 +189,4 @@ def _agent(gateway: Gateway, url: str) -> LocalAgent:
     for name, word in agent.labels.items():
         command += ["--label", f"{name}={word}"]
     identity = hashlib.sha256("\0".join([__version__, *command]).encode()).hexdigest()
-    return LocalAgent(
-        command=command, identity=identity, record=place.path / "agent.json", log_file=place.agent_log
-    )
+    return LocalAgent(command=command, identity=identity, record=place.path / "agent.json", log_file=place.agent_log)

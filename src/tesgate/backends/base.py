@@ -19,7 +19,10 @@ class BackendError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class AttemptRef:
-    """Names an attempt on a backend. A crash between launch and storing the handle is ordinary: `handle` may be None."""
+    """Names an attempt on a backend.
+
+    A crash between launch and storing the handle is ordinary: `handle` may be None.
+    """
 
     task_id: str
     number: int

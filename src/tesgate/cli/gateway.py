@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tesgate.cli.failure import Failure
+from tesgate.cli.failure import Exit, Failure
 
 if TYPE_CHECKING:
     from tesgate.config import Settings
@@ -53,14 +53,14 @@ def run_async(function: Callable[..., Coroutine[Any, Any, Any]], *args: Any, **k
 
     import anyio
 
-    from tesgate.errors import TesgateError
+    from tesgate.errors import ConfigError, TesgateError
 
     try:
         return anyio.run(
             functools.partial(function, *args, **kwargs), backend_options={"use_uvloop": sys.platform != "win32"}
         )
     except TesgateError as error:
-        raise Failure(str(error), 1) from None
+        raise Failure(str(error), Exit.USAGE if isinstance(error, ConfigError) else Exit.SYSTEM_ERROR) from None
 
 
 def serve(

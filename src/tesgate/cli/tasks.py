@@ -234,7 +234,7 @@ def logs(
         reader = LogReader(client, task_id, streams=streams, executor=executor, attempt=attempt and attempt - 1)
         try:
             while True:
-                more = reader.step(lambda name, data: _write(name, data))
+                more = reader.step(_write)
                 if not follow or not more:
                     break
                 time.sleep(0.5)

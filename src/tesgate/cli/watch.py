@@ -49,10 +49,12 @@ class Watched:
 
     @property
     def state(self) -> str:
+        """As the server says it; UNKNOWN before it was asked."""
         return str(self.task.get("state") or "UNKNOWN")
 
     @property
     def done(self) -> bool:
+        """Whether it has ended."""
         return self.state in TERMINAL
 
 
@@ -74,7 +76,7 @@ def describe(task: dict[str, Any]) -> str:
         return retry + (str(said[-1]).strip() if said else "see `tesgate task get`")
     if state == "RUNNING" and of:
         return f"{retry}executor {min(len(ended) + 1, of)} of {of}" if len(ended) < of else f"{retry}storing outputs"
-    return {"QUEUED": "waiting for room", "INITIALIZING": retry + "staging inputs"}.get(str(state), retry.rstrip(", "))
+    return {"QUEUED": "waiting", "INITIALIZING": retry + "staging inputs"}.get(str(state), retry.rstrip(", "))
 
 
 def table_of(watched: Iterable[Watched], now: float) -> Table:

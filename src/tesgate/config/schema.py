@@ -123,6 +123,11 @@ class AuthSettings(Group):
         "whoever reaches the port can run containers here.",
         json_schema_extra={"flag": "--allow-unauthenticated-network"},
     )
+    share_with_group: bool = Field(
+        default=False,
+        description="Members of a caller's first group see and cancel its tasks; otherwise only their owner "
+        "(and admins).",
+    )
     cache_seconds: float = Field(
         default=5.0,
         ge=0,

@@ -55,9 +55,7 @@ class Dispatcher:
         if not candidates:
             return False
         rooms = [agent.room for agent in await self._agents.list_open() if agent.pool == self._pool]
-        placement = place(
-            candidates, rooms, reserve_after=self._reserve_after, known_roots=self._known_roots
-        )
+        placement = place(candidates, rooms, reserve_after=self._reserve_after, known_roots=self._known_roots)
         given = await self._give(placement)
         await self._explain(candidates, placement)
         # All picks went through and the head was full of work: look at what stood behind it.

@@ -148,9 +148,7 @@ class Drivers:
     def _follow(self, held: Held) -> None:
         name = (held.task_id, held.number)
         if name not in self._followed:
-            self._followed[name] = _Followed(
-                since=anyio.current_time(), keeps=self._backends[held.backend].keeps
-            )
+            self._followed[name] = _Followed(since=anyio.current_time(), keeps=self._backends[held.backend].keeps)
             self._by_task[held.task_id] = name
             self._send.send_nowait(held)
 

@@ -24,7 +24,14 @@ class Keeper:
     """Keeps what this replica holds, or lets go of it."""
 
     def __init__(
-        self, *, replicas: ReplicaStore, trust: Trust, drivers: Drivers, wakes: Wakes, adopt_after: timedelta, adopts: bool = True
+        self,
+        *,
+        replicas: ReplicaStore,
+        trust: Trust,
+        drivers: Drivers,
+        wakes: Wakes,
+        adopt_after: timedelta,
+        adopts: bool = True,
     ) -> None:
         self._replicas = replicas
         self._trust = trust

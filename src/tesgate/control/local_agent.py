@@ -1,4 +1,4 @@
-"""The agent on this host: started as a process of its own, found again when it lives, replaced when it is not the one."""
+"""The agent on this host: started as a process of its own, found again when it lives, replaced when it is another."""
 
 from __future__ import annotations
 
@@ -112,7 +112,10 @@ class LocalAgent:
 
 
 def _born(pid: int) -> str | None:
-    """When the process was started, in the kernel's ticks: a pid alone may be somebody else's by now. None: no process."""
+    """When the process was started, in the kernel's ticks: a pid alone may be somebody else's by now.
+
+    None: there is no such process.
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()
     except OSError:

@@ -53,7 +53,7 @@ async def repeat(
     *,
     ticket: Callable[[], anyio.Event] | None = None,
 ) -> None:
-    """Call `once` for ever: again at once while it answers True, else when the ticket is set or the interval is over."""
+    """Call `once` for ever: again at once while it answers True, else when the ticket is set or after the interval."""
     failures = 0
     while True:
         # Taken before the call, so that what happens during it is not missed.

@@ -16,19 +16,32 @@ class OrderRow(Protocol):
     """An attempt that the agent has, or that it should have."""
 
     @property
-    def task_id(self) -> str: ...
+    def task_id(self) -> str:
+        """Of the task."""
+
     @property
-    def number(self) -> int: ...
+    def number(self) -> int:
+        """Of the attempt."""
+
     @property
-    def closed(self) -> bool: ...
+    def closed(self) -> bool:
+        """No message of it changes anything any more."""
+
     @property
-    def acknowledged(self) -> bool: ...
+    def acknowledged(self) -> bool:
+        """The agent had it once."""
+
     @property
-    def canceling(self) -> bool: ...
+    def canceling(self) -> bool:
+        """Its task was cancelled."""
+
     @property
-    def version(self) -> int: ...
+    def version(self) -> int:
+        """Of the task's row."""
+
     @property
-    def its_own(self) -> bool: ...
+    def its_own(self) -> bool:
+        """It was given to the agent that polls."""
 
 
 @dataclass

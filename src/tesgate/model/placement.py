@@ -165,9 +165,7 @@ def _able(candidate: Candidate, agents: Sequence[AgentRoom]) -> tuple[list[Agent
     return able, f"waiting: every agent that is large enough is busy; needs {_amount(candidate.need)}"
 
 
-def _refusal(
-    candidate: Candidate, agents: Sequence[AgentRoom], known_roots: Sequence[tuple[str, bool]]
-) -> str | None:
+def _refusal(candidate: Candidate, agents: Sequence[AgentRoom], known_roots: Sequence[tuple[str, bool]]) -> str | None:
     """Why it can never run: a path that nobody's roots hold. Size is no such reason: a larger agent may come."""
     for path, write in candidate.paths:
         everything = [*known_roots, *(root for agent in agents for root in agent.roots)]

@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     agent.add_argument("--url", required=True, help="the gateway, such as https://tes.example.org")
     agent.add_argument("--token-file", required=True, help="file with the agent's token; may be rewritten at any time")
     agent.add_argument("--scratch", required=True, help="directory of its own, on a file system that may hold programs")
-    agent.add_argument("--runtime", choices=("docker", "bubblewrap", "none"), default="docker")
+    agent.add_argument("--runtime", choices=("auto", "docker", "bubblewrap", "none"), default="docker")
     agent.add_argument("--root", dest="roots", type=_root, action="append", default=[], metavar="NAME=PATH[:ro]")
     agent.add_argument("--pool", default="default")
     agent.add_argument("--cpus", type=float, help="offer so many cores instead of what is there")

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from typing import Dict, Optional
+from typing import Dict, Optional, Set, Tuple
 
 import anyio
 import anyio.abc
@@ -58,6 +58,10 @@ class Agent:
         self._registered: Optional[Registered] = None
         self._contact = time.monotonic()
         self._noted = 0.0
+        self._polls = 0
+        # Attempts that will never begin here, until the gateway says that it knows (`forget`). Not kept on disk: it
+        # says `stop` or `start` again to whoever does not have them.
+        self._refused: Set[Tuple[str, int]] = set()
 
     async def run(self) -> int:
         """Work until told to end, idle without a gateway, or superseded."""
@@ -206,8 +210,15 @@ class Agent:
         return registered
 
     def _request(self, registered: Registered) -> PollRequest:
-        have = [Have(a.ref.task, a.ref.attempt) for a in self._attempts.values() if a.wanted]
-        return PollRequest(agent=registered.agent, session=registered.session, have=have, wait=self._settings.poll_wait)
+        self._polls += 1
+        return PollRequest(
+            agent=registered.agent,
+            session=registered.session,
+            number=self._polls,
+            have=[Have(a.ref.task, a.ref.attempt, a.stopping) for a in self._attempts.values() if a.wanted],
+            tombstones=[Have(task, attempt) for task, attempt in sorted(self._refused)],
+            wait=self._settings.poll_wait,
+        )
 
     def _heard(self) -> None:
         self._contact = time.monotonic()
@@ -239,12 +250,17 @@ class Agent:
             attempt = self._find(AttemptRef(order.task, order.attempt))
             if attempt is not None:
                 attempt.stop(order.grace)
-            elif not self._scratch.entombed(order.task, order.attempt):
+            elif (order.task, order.attempt) not in self._refused:
                 self._scratch.entomb(order.task, order.attempt)
+                self._refused.add((order.task, order.attempt))
                 _log.info("attempt %s/%d was stopped before it began", order.task, order.attempt)
                 news = True
         for ref in answer.forget:
             attempt = self._find(ref)
+            if (ref.task, ref.attempt) in self._refused:
+                self._refused.discard((ref.task, ref.attempt))
+                self._scratch.disinter(ref.task, ref.attempt)
+                news = True
             if attempt is not None and attempt.wanted:
                 attempt.forget()
                 news = True
@@ -258,17 +274,25 @@ class Agent:
 
     def _begin(self, plan: Plan) -> bool:
         try:
-            if plan.external_name in self._attempts or self._scratch.entombed(plan.task, plan.attempt):
+            if plan.external_name in self._attempts or (plan.task, plan.attempt) in self._refused:
                 return False
+            if self._scratch.entombed(plan.task, plan.attempt):
+                return self._refuse(plan)
             made = self._scratch.begin(plan)
         except (ScratchError, OSError) as exc:
             _log.error("attempt %s cannot begin here: %s", plan.external_name, exc)
-            return False
+            return self._refuse(plan)
         if made is None:
             return False
         crash.point("after-begun")
         self._live(plan, made[0], made[1])
         return True
+
+    def _refuse(self, plan: Plan) -> bool:
+        """Tell the gateway with the next poll that this agent will never begin it."""
+        known = (plan.task, plan.attempt) in self._refused
+        self._refused.add((plan.task, plan.attempt))
+        return not known
 
     # -- attempts ----------------------------------------------------------------------------------------------
 

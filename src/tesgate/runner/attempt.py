@@ -106,6 +106,11 @@ class Attempt:
         """Whether the gateway still counts on it: it is in `have`."""
         return not self._gone and not self.forgotten
 
+    @property
+    def stopping(self) -> bool:
+        """Whether the order to stop has arrived."""
+        return self._grace is not None
+
     # -- wishes ------------------------------------------------------------------------------------------------
 
     def stop(self, grace: float) -> None:
@@ -281,7 +286,10 @@ class Attempt:
             await self._forget.wait()
             if not await self._logs.drained(LOG_PATIENCE):
                 self._log.warning("%d bytes of logs could not be stored", self._logs.unsent())
-        self._scratch.entomb(self.ref.task, self.ref.attempt)
+        if self.forgotten:
+            self._scratch.disinter(self.ref.task, self.ref.attempt)
+        else:
+            self._scratch.entomb(self.ref.task, self.ref.attempt)
         await self._remove_directory()
         self._log.info("removed")
 

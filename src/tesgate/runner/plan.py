@@ -26,8 +26,8 @@ class Mount:
     """False: the bind is of one file. Clients also declare directories as FILE (Nextflow); the bind is then of the
     directory that staging put at `source`: look at the source, not at this field, before binding."""
     mode: int = 0o777
-    """Permission bits of the directory at `source`. The runner makes it where nothing is there, and sets the bits unless
-    the directory is itself an input (one that staging made only to put inputs into it gets them)."""
+    """Permission bits of the directory at `source`. The runner makes it where nothing is there, and sets the bits
+    unless the directory is itself an input (one that staging made only to put inputs into it gets them)."""
 
 
 @dataclass

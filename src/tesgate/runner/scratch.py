@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -98,7 +99,7 @@ class Scratch:
                 text = file.read(200).strip()
         except FileNotFoundError:
             return None
-        return text if _NAME.match(text) else None
+        return text if _NAME.fullmatch(text) else None
 
     def new_instance(self) -> str:
         """Write a fresh random instance: the disk is new, or the gateway has closed the old one for good."""
@@ -127,13 +128,13 @@ class Scratch:
 
     def path(self, name: str) -> str:
         """Return the directory of the attempt with this external name. Raises `ScratchError` for what is no name."""
-        if not _NAME.match(name):
+        if not _NAME.fullmatch(name):
             raise ScratchError("%r is no external name" % name)
         return os.path.join(self.attempts, name)
 
     def names(self) -> List[str]:
         """Return the external names of all attempt directories."""
-        return sorted(name for name in os.listdir(self.attempts) if _NAME.match(name))
+        return sorted(name for name in os.listdir(self.attempts) if _NAME.fullmatch(name))
 
     def begin(self, plan: Plan) -> Optional[Tuple[str, Journal]]:
         """Make the directory of a new attempt with plan and journal, whole or not at all; None: it is there already.
@@ -209,7 +210,7 @@ class Scratch:
 
     def _tombstone(self, task: str, attempt: int) -> str:
         name = "%s-%d" % (task, attempt)
-        if not _NAME.match(name):
+        if not _NAME.fullmatch(name):
             raise ScratchError("%r is no attempt" % name)
         return os.path.join(self.tombstones, name)
 
@@ -219,9 +220,31 @@ class Scratch:
             os.open(self._tombstone(task, attempt), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         )
 
+    def disinter(self, task: str, attempt: int) -> None:
+        """Remove a tombstone: the gateway knows that this attempt is over and will not send it again; idempotent."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._tombstone(task, attempt))
+
     def entombed(self, task: str, attempt: int) -> bool:
         """Say whether this attempt must not begin."""
         return os.path.lexists(self._tombstone(task, attempt))
+
+    # -- the runtime -------------------------------------------------------------------------------------------
+
+    def recall_runtime(self) -> Optional[str]:
+        """Return the name of the runtime that attempts here were begun on, if one was recorded."""
+        try:
+            with open(os.path.join(self.root, "runtime"), encoding="utf-8") as file:
+                return file.read().strip() or None
+        except FileNotFoundError:
+            return None
+
+    def record_runtime(self, name: str) -> None:
+        """Record it."""
+        path = os.path.join(self.root, "runtime")
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        with open(fd, "w", encoding="utf-8") as file:
+            file.write(name)
 
     # -- contact with a gateway --------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ class AgentSettings:
     """Holds the agent's token; read at the start and again whenever the gateway does not take it."""
     scratch: str
     runtime: str = "docker"
-    """``docker``, ``bubblewrap`` or ``none``."""
+    """``docker``, ``bubblewrap``, ``none``, or ``auto``: Docker where an engine answers, else bubblewrap."""
     roots: List[Root] = field(default_factory=list)
     pool: str = "default"
     cpus: Optional[float] = None
@@ -44,7 +44,7 @@ class AgentSettings:
     version: str = "0"
     concurrency: int = 4
     """Transfers at a time within one attempt."""
-    poll_wait: float = 25.0
+    poll_wait: float = 20.0
     abandon_after: float = 7 * 86400.0
     """Without a gateway for so long, containers and scratch are removed."""
     hard_exit_after: Optional[float] = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from typing import Dict, Optional, Tuple
@@ -14,7 +15,7 @@ from .absent import AbsentRuntime
 from .agent import EXIT_LOCKED, EXIT_OK, EXIT_SCRATCH, EXIT_SUPERSEDED, Agent
 from .gateway import GatewayClient
 from .plan import Plan
-from .runtime.base import Runtime
+from .runtime.base import Runtime, RuntimeFault
 from .scratch import Scratch, ScratchError, ScratchLocked
 from .settings import AgentSettings
 from .step import user_of
@@ -46,6 +47,8 @@ async def run_agent(settings: AgentSettings) -> int:
         await anyio.to_thread.run_sync(scratch.sweep)
         client = GatewayClient(url=settings.url, token_file=settings.token_file, ca_file=settings.ca_file)
         watch = Watch()
+        if settings.runtime == "auto":
+            settings = dataclasses.replace(settings, runtime=await _choose(settings, scratch, exec_path))
         runtime = open_runtime(settings, scratch, exec_path)
         tools = Tools(
             client=client,
@@ -65,6 +68,25 @@ async def run_agent(settings: AgentSettings) -> int:
                 await runtime.aclose()
     finally:
         scratch.close()
+
+
+async def _choose(settings: AgentSettings, scratch: Scratch, exec_path: str) -> str:
+    """Docker where an engine answers, else bubblewrap; what earlier attempts here run on stays what it is."""
+    kept = scratch.recall_runtime()
+    if scratch.names() and kept is not None:
+        return kept
+    runtime = open_runtime(dataclasses.replace(settings, runtime="docker"), scratch, exec_path)
+    try:
+        await runtime.probe()
+        chosen = "docker"
+    except RuntimeFault as exc:
+        _log.info("bubblewrap is taken: %s", exc)
+        chosen = "bubblewrap"
+    finally:
+        with anyio.CancelScope(shield=True):
+            await runtime.aclose()
+    scratch.record_runtime(chosen)
+    return chosen
 
 
 class _Stagers:

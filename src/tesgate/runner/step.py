@@ -259,7 +259,8 @@ class Step:
 
     def _locked(self) -> bool:
         """Whether exec lives, by the lock on its marker. Only a marker with content is tried: before that exec might
-        be about to take the lock, and must not find ours."""
+        be about to take the lock, and must not find ours.
+        """
         try:
             handle = os.open(
                 os.path.join(step_dir(self._dir, self.index), "started"),

@@ -14,7 +14,7 @@ from tesgate.errors import BadRequest, Conflict, Gone
 from tesgate.model.orders import Name, decide
 from tesgate.model.placement import Need
 from tesgate.model.retries import Retries
-from tesgate.model.state import State
+from tesgate.model.state import Phase, State
 from tesgate.runner.plan import Plan
 from tesgate.runner.report import (
     AgentFacts,
@@ -30,6 +30,7 @@ from tesgate.runner.wire import encode
 from tesgate.store.agents import AgentStore, NewAgent
 from tesgate.store.attempts import AttemptStore, Closed, Said, Start, Words, words_of
 from tesgate.store.wakes import Wakes
+from tesgate.telemetry import Metrics
 
 __all__ = ["AttemptService", "Policy"]
 
@@ -57,12 +58,14 @@ class AttemptService:
         wakes: Wakes,
         policy: Policy,
         plan_for: Callable[[Start], Plan],
+        metrics: Metrics,
     ) -> None:
         self._agents = agents
         self._attempts = attempts
         self._wakes = wakes
         self._policy = policy
         self._plan_for = plan_for
+        self._metrics = metrics
 
     # agents
 
@@ -172,6 +175,8 @@ class AttemptService:
         answer = self._answer(said, task_id, number)
         if said is not None and said.done:
             log.info("task ended", task=task_id, attempt=number, state=report.state)
+            self._metrics.attempts_total.labels("finished", "pool").inc()
+            self._metrics.tasks_total.labels(report.state, "pool").inc()
             self._wakes.queue()
             self._wakes.ended(task_id)
             self._wakes.agent(report.instance)
@@ -231,6 +236,9 @@ class AttemptService:
         )
         if closed is not None:
             log.info("attempt closed", task=task_id, attempt=number, kind=kind, note=note, state=closed.state)
+            self._metrics.attempts_total.labels(kind, "pool").inc()
+            if closed.phase == Phase.ENDED:
+                self._metrics.tasks_total.labels(closed.state, "pool").inc()
             self._wakes.queue()
             self._wakes.task(task_id)
         return closed

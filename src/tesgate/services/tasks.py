@@ -44,7 +44,16 @@ class TaskStore(Protocol):
 class Tasks:
     """What can be done with tasks, whoever asks."""
 
-    def __init__(self, *, store: TaskStore, rules: IntakeRules, new_id: Callable[[], str] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        store: TaskStore,
+        rules: IntakeRules,
+        new_id: Callable[[], str] | None = None,
+        share_with_group: bool = False,
+    ) -> None:
+        """`share_with_group`: members of a caller's first group see and cancel what the caller submits."""
+        self._share_with_group = share_with_group
         self._store = store
         self._rules = rules
         self._new_id = new_id or TaskIds()
@@ -57,7 +66,7 @@ class Tasks:
         new = NewTask(
             id=self._new_id(),
             owner=caller.subject,
-            group=caller.groups[0] if caller.groups else None,
+            group=caller.groups[0] if caller.groups and self._share_with_group else None,
             name=accepted.document.get("name"),
             document=accepted.document,
             tags=accepted.tags,

@@ -136,4 +136,3 @@ class AgentStore:
     async def forget(self, after: timedelta) -> None:
         """Rows of agents that were lost long ago and hold nothing."""
         await self._database.execute(self._sql["forget_agents"], after)
-

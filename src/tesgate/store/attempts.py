@@ -134,7 +134,11 @@ class AttemptStore:
     async def orders(self, agent_id: str, have: Sequence[tuple[str, int]]) -> list[Order]:
         """All that the answer to a poll depends on."""
         rows = await self._database.fetch(
-            self._sql["agent_orders"], agent_id, [task for task, _ in have], [number for _, number in have], idempotent=True
+            self._sql["agent_orders"],
+            agent_id,
+            [task for task, _ in have],
+            [number for _, number in have],
+            idempotent=True,
         )
         return [Order(*row.values()) for row in rows]
 
@@ -142,8 +146,12 @@ class AttemptStore:
         """Protocol row *acknowledge*."""
         if attempts:
             await self._database.execute(
-                self._sql["acknowledge"], agent_id, [task for task, _ in attempts], [number for _, number in attempts], idempotent=True
-        )
+                self._sql["acknowledge"],
+                agent_id,
+                [task for task, _ in attempts],
+                [number for _, number in attempts],
+                idempotent=True,
+            )
 
     async def starts(self, attempts: Sequence[tuple[str, int]]) -> list[Start]:
         """Protocol row *start*: what the plans of these attempts are computed from."""
@@ -257,22 +265,20 @@ class AttemptStore:
 
     async def held(self, holder: Holder, task_id: str | None = None) -> list[Held]:
         """What this holder follows: all, or one task."""
-        rows = await self._database.fetch(self._sql["held_attempts"], holder.replica_id, holder.epoch, task_id, idempotent=True)
+        rows = await self._database.fetch(
+            self._sql["held_attempts"], holder.replica_id, holder.epoch, task_id, idempotent=True
+        )
         return [Held(*row.values()) for row in rows]
 
     async def count_crash(self, holder: Holder, task_id: str, number: int) -> tuple[int, int] | None:
         """Count that following this attempt raised: crashes so far and the row's new version."""
-        row = await self._database.fetchrow(
-            self._sql["count_crash"], task_id, number, holder.replica_id, holder.epoch
-        )
+        row = await self._database.fetchrow(self._sql["count_crash"], task_id, number, holder.replica_id, holder.epoch)
         return None if row is None else (row["crashes"], row["version"])
 
     async def reset_crashes(self, holder: Holder, task_ids: Sequence[str]) -> None:
         """A minute of life of whoever follows these tasks."""
         if task_ids:
-            await self._database.execute(
-                self._sql["reset_crashes"], list(task_ids), holder.replica_id, holder.epoch
-            )
+            await self._database.execute(self._sql["reset_crashes"], list(task_ids), holder.replica_id, holder.epoch)
 
     async def exists(self, task_id: str, number: int) -> bool:
         """Whether there is such an attempt, open or closed."""
@@ -290,4 +296,3 @@ def words_of(instance: str, version: int, snapshot: dict[str, Any]) -> Words:
         tails=tails if any(tail["stdout"] or tail["stderr"] for tail in tails) else None,
         started=bool(executors),
     )
-

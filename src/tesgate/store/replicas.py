@@ -40,9 +40,7 @@ class ReplicaStore:
 
     async def hold_singleton(self, holder: Holder, name: str, lease: timedelta) -> bool:
         """Take or keep the right to run a loop of which there is one."""
-        held = await self._database.fetchval(
-            self._sql["hold_singleton"], name, holder.replica_id, holder.epoch, lease
-        )
+        held = await self._database.fetchval(self._sql["hold_singleton"], name, holder.replica_id, holder.epoch, lease)
         return held is not None
 
     async def forget(self) -> None:

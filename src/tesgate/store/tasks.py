@@ -7,7 +7,7 @@ not exist.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -35,7 +35,9 @@ class _Owned:
 class TaskStore:
     """Statements on ``task`` that act for a caller."""
 
-    def __init__(self, *, database: Database, wakes: Wakes) -> None:
+    def __init__(self, *, database: Database, wakes: Wakes, ended: Callable[[str], None] = lambda state: None) -> None:
+        """`ended(state)` is told of every task that ends by a statement of this store."""
+        self._ended = ended
         self._database = database
         self._wakes = wakes
         self._sql = load_queries("tasks")
@@ -76,9 +78,7 @@ class TaskStore:
         return [Inserted(new.id, False) if new.id in made else await self._existing(new) for new in batch]
 
     async def _existing(self, new: NewTask) -> Inserted | Exception:
-        row = await self._database.fetchrow(
-            self._sql["find_idempotent"], new.id, new.owner, new.idempotency_key
-        )
+        row = await self._database.fetchrow(self._sql["find_idempotent"], new.id, new.owner, new.idempotency_key)
         if row is None:
             return RuntimeError("a task vanished between its insert and its reading")
         if row["id"] == new.id:
@@ -145,6 +145,8 @@ class TaskStore:
             if row["agent_id"] is not None:
                 self._wakes.agent(row["agent_id"])
         state: str = row["state"]
+        if row["changed"] and state == "CANCELED":
+            self._ended(state)
         return state
 
     # the system's own
@@ -180,8 +182,11 @@ class TaskStore:
             )
 
     async def end_pending(self) -> list[str]:
-        """Write the ends that waited for a publish lease which is now over."""
-        return [row["id"] for row in await self._database.fetch(self._sql["end_pending"])]
+        """Write the ends that waited for a publish lease which is now over; the tasks' ids."""
+        rows = await self._database.fetch(self._sql["end_pending"])
+        for row in rows:
+            self._ended(row["state"])
+        return [row["id"] for row in rows]
 
     async def counts(self) -> dict[str, int]:
         """Open tasks by state."""

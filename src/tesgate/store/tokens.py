@@ -63,15 +63,15 @@ class TokenStore:
         pool: str | None = None,
     ) -> None:
         """Store a token's hash under a name of ours, whatever was there before."""
-        await self._database.execute(
-            self._sql["replace_token"], name, kind, hash, subject, list(groups), admin, pool
-        )
+        await self._database.execute(self._sql["replace_token"], name, kind, hash, subject, list(groups), admin, pool)
 
     async def find_token(self, hash: str) -> TokenRow | None:
         """The token with this SHA-256, if it is neither revoked nor expired."""
         row = await self._database.fetchrow(self._sql["find_token"], hash)
-        return None if row is None else TokenRow(
-            row["name"], row["kind"], row["subject"], tuple(row["groups"]), row["admin"], row["pool"]
+        return (
+            None
+            if row is None
+            else TokenRow(row["name"], row["kind"], row["subject"], tuple(row["groups"]), row["admin"], row["pool"])
         )
 
     async def list(self) -> list[dict[str, Any]]:

@@ -62,6 +62,7 @@ class Engine:
         return MADE, f"was made of {made_of}"
 
     def close(self) -> None:
+        """Close the connection."""
         self._http.close()
 
     def _local(self) -> str | None:

@@ -68,7 +68,11 @@ def extract(stream: IO[bytes], root: str, target: str) -> List[str]:
     notes: List[str] = []
     directories: List[Tuple[List[str], int]] = []
     with tarfile.open(fileobj=stream, mode="r|", errorlevel=0) as archive:
-        for member in archive:
+        while True:
+            member = archive.next()
+            if member is None:
+                break
+            archive.members.clear()  # type: ignore[attr-defined] # it would remember every entry of the stream
             try:
                 inner = parts_of(member.name)[1:]
                 place = base + inner

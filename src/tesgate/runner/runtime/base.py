@@ -42,6 +42,8 @@ DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{1,200}")
+_LONGEST_ARGUMENT = 128 << 10
+_LONGEST_COMMAND = 2_000_000
 
 
 class RuntimeFault(Exception):
@@ -241,6 +243,13 @@ def check_spec(spec: StepSpec) -> None:
     for key, value in spec.env.items():
         if not key or "=" in key or "\0" in key or "\0" in value:
             raise StepRefused("%r cannot be the name of an environment variable, or its value holds a NUL." % key)
+    sizes = [len(os.fsencode(text)) + 1 for text in spec.argv]
+    sizes += [len(os.fsencode(key + value)) + 2 for key, value in spec.env.items()]
+    # An engine would say it started, and the container end without a word.
+    if max(sizes) > _LONGEST_ARGUMENT or sum(sizes) > _LONGEST_COMMAND:
+        raise StepRefused(
+            "The command and its environment are too long: Linux allows 128 KiB for one argument and 2 MiB for all."
+        )
     attempt = os.path.dirname(spec.root.rstrip("/"))
     for bind in spec.binds:
         for path in (bind.source, bind.target):

@@ -211,6 +211,7 @@ class BubblewrapRuntime:
                 cgroups=cgroups,
                 settings=self._settings,
             )
+        cgroups.sweep(steps.names())
         return self._facts(version, disable_userns, cgroups), steps
 
     def _facts(self, version: str, disable_userns: bool, cgroups: Cgroups) -> RuntimeFacts:

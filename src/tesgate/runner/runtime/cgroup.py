@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import time
-from typing import Dict, List, Optional, Tuple
+from contextlib import suppress
+from typing import Dict, Iterable, List, Optional, Tuple
 
 from .base import Limits
 
@@ -114,6 +115,18 @@ class Cgroups:
                         return False
                     time.sleep(0.01)
         return True
+
+    def sweep(self, keep: Iterable[str], older: float = 3600.0) -> None:
+        """Remove empty cgroups of steps that nobody knows any more (a scratch was wiped), made `older` seconds ago."""
+        known = {"tesgate-" + name for name in keep}
+        for base in set(self._bases.values()):
+            for entry in os.listdir(base):
+                path = os.path.join(base, entry)
+                if not entry.startswith("tesgate-") or entry in known or entry == "tesgate-agent":
+                    continue
+                with suppress(OSError):  # it has processes, or another agent was quicker
+                    if os.path.isdir(path) and time.time() - os.stat(path).st_mtime > older:
+                        os.rmdir(path)
 
     # -- how the hierarchies lie
 

@@ -185,9 +185,10 @@ class DockerRuntime:
                 answer = self._engine.request("POST", "/containers/create", {"name": spec.name}, body)
                 return notes + [str(warning) for warning in answer.json().get("Warnings") or []], False
             except EngineError as error:
-                if error.status == 409:
+                # Older Podman says 500 for a name that is taken.
+                if error.status == 409 or "already in use" in error.message:
                     found = self._inspect(spec.name)
-                    if found is not None:
+                    if found is not None and found["State"].get("Status") != "removing":
                         self._check_ours(spec.name, found)
                         return [], _started(found)
                     if time.monotonic() < deadline:
@@ -268,7 +269,8 @@ def _started(found: Dict[str, Any]) -> bool:
 _PERMANENT = re.compile(
     r"unable to find user|no matching entries|not a directory|no such file or directory|invalid mount|"
     r"bind source path|permission denied|operation not permitted|executable file not found|is not a valid|"
-    r"read-only file system|network .* not found|exec format error|duplicate mount point|minimum memory"
+    r"read-only file system|network .* not found|exec format error|argument list too long|duplicate mount point|"
+    r"minimum memory"
 )
 
 

@@ -13,7 +13,7 @@ from .reference import Reference
 
 __all__ = ["auth_header", "pull_fault"]
 
-_HUB = ("docker.io", "index.docker.io", "registry-1.docker.io")
+_HUB = ("docker.io", "index.docker.io")
 
 
 def auth_header(auth_file: Optional[str], reference: Reference) -> Optional[str]:

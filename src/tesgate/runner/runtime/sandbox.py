@@ -46,7 +46,7 @@ class SandboxSettings:
     """What the host's owner decides for all sandboxes."""
 
     network: str = "none"
-    """What a step's ``default`` means: ``none`` or ``host``."""
+    """What a step's ``default`` means: ``none`` or ``host`` (which shares the host's abstract sockets too)."""
     allow_host_network: bool = False
     """A step may ask for ``host`` by name."""
     read_only: Tuple[str, ...] = ()

@@ -85,7 +85,7 @@ class Downloader:
                         "input %s could not be downloaded: %s (tried %d times)." % (redact(url), error.why, failures),
                         transient=True,
                     ) from None
-                self._stop.wait(max(error.pause, pause * random.uniform(0.5, 1.0)))  # noqa: S311 (jitter)
+                self._stop.wait(max(error.pause, pause * random.uniform(0.5, 1.0)))
                 pause = min(pause * 2, self._settings.max_pause)
         size = os.fstat(target).st_size
         if size != progress.offset or progress.total not in (None, size):

@@ -107,7 +107,7 @@ WITH t AS (
 ), event AS (
     INSERT INTO task_event (task_id, number, kind, detail) SELECT id, attempt, 'end', state FROM u
 )
-SELECT id FROM u;
+SELECT id, state FROM u;
 
 -- name: refuse_waiting
 -- A waiting task that no backend can ever take ends in SYSTEM_ERROR, with the reason as its system log.

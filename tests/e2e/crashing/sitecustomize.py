@@ -1,0 +1,31 @@
+"""Loaded by the agents of the kill tests (through PYTHONPATH): at a crash point kills gateway, agent, or both, once.
+
+The file that E2E_CRASH names holds "who point[:N]"; it is taken away before the kill, so that the next agent lives.
+"""
+
+import os
+import signal
+import sys
+
+
+def arm(path: str) -> None:
+    from tesgate.runner import crash
+
+    def point(name: str, passed: int = 1) -> None:
+        try:
+            with open(path, encoding="ascii") as file:
+                who, wanted, gateway = file.read().split()
+        except (FileNotFoundError, ValueError):
+            return
+        if wanted in (name, f"{name}:{passed}"):
+            os.rename(path, path + ".done")
+            if who != "agent":
+                os.kill(int(gateway), signal.SIGKILL)
+            if who != "gateway":
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    crash.point = point
+
+
+if "E2E_CRASH" in os.environ and "tesgate.runner" in sys.orig_argv:
+    arm(os.environ["E2E_CRASH"])

@@ -1,0 +1,320 @@
+"""A gateway with its agent, database and file root as processes of their own, which tests start, kill and look into."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import anyio
+import asyncpg
+import httpx
+import psutil
+
+from tesgate.store.embedded_postmaster import Postmaster
+from tests.beds.docker import USUAL_SOCKET
+from tests.beds.images import BUSYBOX, engine_call
+
+__all__ = ["ENDED", "Gateway", "gateway_of", "sh", "wait_for"]
+
+T = TypeVar("T")
+
+ENDED = ("COMPLETE", "EXECUTOR_ERROR", "SYSTEM_ERROR", "CANCELED")
+CRASHING = Path(__file__).parent / "crashing"
+TEMPORARY = re.compile(r"\.part$|^\.tesgate|tg-[0-9a-z]{8}-")
+
+SETTINGS = {
+    # The machine has two processors, and most commands of these tests sleep.
+    "AGENT__CPUS": "16",
+    "AGENT__RAM_GB": "8",
+    "DEFAULTS__RAM_GB": "0.25",
+    "CONTROL__CANCEL_GRACE": "1",
+    "RETRIES__BACKOFF_FIRST": "0.2",
+    "TELEMETRY__LOG_FORMAT": "json",
+}
+
+
+def wait_for(what: str, ask: Callable[[], T], seconds: float = 30.0, pause: float = 0.05) -> T:
+    """The first answer that is true. `ask` may raise what a gateway that is down makes httpx raise."""
+    deadline = time.monotonic() + seconds
+    last: Any = None
+    while True:
+        try:
+            last = ask()
+            if last:
+                return last
+        except (httpx.TransportError, OSError, asyncpg.PostgresError) as error:
+            last = error
+        assert time.monotonic() < deadline, f"waited {seconds:g} s for {what}; last: {last!r}"
+        time.sleep(pause)
+
+
+def sh(script: str, *, image: str = BUSYBOX, **more: Any) -> dict[str, Any]:
+    """An executor that is a shell script."""
+    return {"image": image, "command": ["sh", "-c", script], **more}
+
+
+class Gateway:
+    """``tesgate serve`` on a data directory of its own; the port stays the same over restarts."""
+
+    def __init__(self, base: Path, runtime: str, *, socket: str = USUAL_SOCKET, **settings: str) -> None:
+        """`settings`: names as in the environment, without the prefix, in place of `SETTINGS`."""
+        self.data, self.files, self.runtime = base / "data", base / "files", runtime
+        self.files.mkdir(parents=True)
+        self.socket = socket
+        self.port = 0
+        self.crash = base / "crash"
+        self.log_path = base / "serve.log"
+        self.process: subprocess.Popen[bytes] | None = None
+        self.client = httpx.Client(timeout=20, trust_env=False)
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("TESGATE_")}
+        for name, value in {**SETTINGS, "RUNTIME__DOCKER_SOCKET": socket, **settings}.items():
+            environment["TESGATE_" + name] = value
+        self.environment = {**environment, "E2E_CRASH": str(self.crash), "PYTHONPATH": str(CRASHING)}
+
+    # processes
+
+    def start(self) -> Gateway:
+        """Start it, and return when it answers."""
+        out = self.log_path.with_suffix(".out")
+        command = [sys.executable, "-m", "tesgate.cli", "serve", "--port", str(self.port), "--runtime", self.runtime]
+        command += ["--data-dir", str(self.data), "--file-root", str(self.files)]
+        with out.open("wb") as stdout, self.log_path.open("ab") as stderr:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, env=self.environment
+            )
+        process = self.process
+
+        def listens() -> re.Match[str] | None:
+            assert process.poll() is None, self.log_path.read_text()[-3000:]
+            return re.search(r"listens on http://127\.0\.0\.1:(\d+)", out.read_text())
+
+        self.port = int(wait_for("the gateway to listen", listens)[1])
+        self.client.base_url = httpx.URL(f"http://127.0.0.1:{self.port}/ga4gh/tes/v1")
+        wait_for("the gateway to answer", lambda: self.client.get("/service-info").status_code == 200)
+        return self
+
+    def ready(self) -> Gateway:
+        """Wait until its agent has registered."""
+        wait_for("an agent", lambda: self.rows("SELECT 1 FROM agent WHERE state = 'open'"))
+        return self
+
+    def kill(self) -> None:
+        """As by ``kill -9``."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def terminate(self, seconds: float = 15.0) -> float:
+        """SIGTERM; how long it took."""
+        assert self.process is not None
+        began = time.monotonic()
+        self.process.terminate()
+        assert self.process.wait(seconds) == 0, self.log_path.read_text()[-3000:]
+        return time.monotonic() - began
+
+    def is_dead(self) -> bool:
+        """Whether the gateway's process has ended."""
+        assert self.process is not None
+        return self.process.poll() is not None
+
+    def agent(self) -> psutil.Process | None:
+        """The living agent of the data directory."""
+        with contextlib.suppress(OSError, ValueError, psutil.NoSuchProcess):
+            process = psutil.Process(int(json.loads((self.data / "agent.json").read_text())["pid"]))
+            if process.status() != psutil.STATUS_ZOMBIE and str(self.data) in " ".join(process.cmdline()):
+                return process
+        return None
+
+    def kill_agent(self) -> None:
+        """As by ``kill -9``; waits until it is gone."""
+        process = wait_for("the agent to live", self.agent)
+        process.kill()
+        wait_for("the agent to be dead", lambda: (found := self.agent()) is None or found.pid != process.pid)
+
+    def arm(self, who: str, point: str) -> None:
+        """Have `who` (gateway, agent, both) killed when the agent next passes `point` (see ``runner.crash``)."""
+        assert self.process is not None
+        fresh = self.crash.with_suffix(".new")
+        fresh.write_text(f"{who} {point} {self.process.pid}")
+        fresh.rename(self.crash)
+
+    def wait_struck(self) -> None:
+        """Wait until the point was passed, and start the gateway again if it was killed. `serve` starts its agent."""
+        done = Path(f"{self.crash}.done")
+        wait_for("the crash point to be passed", done.exists)
+        who = done.read_text().split()[0]
+        done.unlink()
+        if who != "agent":
+            wait_for("the gateway to die", self.is_dead)
+            self.start()
+
+    def postmaster(self) -> Postmaster:
+        """The embedded PostgreSQL."""
+        found = Postmaster.read((self.data / "postgres").resolve())
+        assert found is not None
+        return found
+
+    def close(self) -> None:
+        """End everything that was started: gateway (which stops PostgreSQL) and agent."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(15)
+            except subprocess.TimeoutExpired:
+                self.kill()
+        if (agent := self.agent()) is not None:
+            agent.terminate()
+            try:
+                agent.wait(10)
+            except psutil.TimeoutExpired:
+                agent.kill()
+        if (self.data / "postgres").exists() and (server := Postmaster.read((self.data / "postgres").resolve())):
+            cluster = (self.data / "postgres").resolve()
+            if server.is_alive(cluster):
+                os.kill(server.pid, signal.SIGINT)
+                wait_for("PostgreSQL to end", lambda: not server.is_alive(cluster))
+        self.client.close()
+
+    # the API
+
+    def submit(self, task: dict[str, Any], **headers: str) -> str:
+        """POST; the id."""
+        answer = self.client.post("/tasks", json=task, headers=headers)
+        assert answer.status_code == 200, answer.text
+        task_id: str = answer.json()["id"]
+        return task_id
+
+    def get(self, task_id: str, view: str = "FULL") -> dict[str, Any]:
+        """GET one task."""
+        answer = self.client.get(f"/tasks/{task_id}", params={"view": view})
+        assert answer.status_code == 200, answer.text
+        task: dict[str, Any] = answer.json()
+        return task
+
+    def state(self, task_id: str) -> str:
+        state: str = self.get(task_id, "MINIMAL")["state"]
+        return state
+
+    def wait(self, task_id: str, *states: str, seconds: float = 40.0) -> dict[str, Any]:
+        """The whole task in one of `states` (by default, a terminal one)."""
+        seen: list[str] = []
+
+        def there() -> bool:
+            seen[:] = [self.state(task_id)]
+            assert seen[0] in states or not states or seen[0] not in ENDED, self.get(task_id)
+            return seen[0] in (states or ENDED)
+
+        wait_for(f"task {task_id} to be {' or '.join(states) or 'over'}", there, seconds)
+        return self.get(task_id)
+
+    def run(self, *executors: dict[str, Any], **task: Any) -> dict[str, Any]:
+        """Submit, wait, and the whole task."""
+        return self.wait(self.submit({"executors": list(executors), **task}))
+
+    def cancel(self, task_id: str) -> None:
+        answer = self.client.post(f"/tasks/{task_id}:cancel")
+        assert (answer.status_code, answer.json()) == (200, {})
+
+    def log(self, task_id: str, stream: str = "stdout", *, executor: int = 0, attempt: int = 1, **headers: str) -> httpx.Response:
+        """The whole log, by the extension route."""
+        return self.client.get(f"/tasks/{task_id}/logs/{attempt}/{executor}/{stream}", headers=headers)
+
+    # files
+
+    def url(self, name: str) -> str:
+        """The file URL of a name in the file root."""
+        return "file://" + quote(str(self.files / name))
+
+    def path(self, name: str) -> str:
+        return str(self.files / name)
+
+    def write(self, name: str, content: str | bytes) -> str:
+        """Make a file in the file root; its URL."""
+        path = self.files / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return self.url(name)
+
+    def read(self, name: str) -> str:
+        return (self.files / name).read_text()
+
+    # what lies below
+
+    def rows(self, query: str, *arguments: Any) -> list[dict[str, Any]]:
+        """Ask the embedded database itself."""
+
+        async def ask() -> list[dict[str, Any]]:
+            server = self.postmaster()
+            dsn = f"postgresql://tesgate@/tesgate?host={server.socket_directory}&port=5432"
+            connection = await asyncpg.connect(dsn)
+            try:
+                return [dict(row) for row in await connection.fetch(query, *arguments)]
+            finally:
+                await connection.close()
+
+        return anyio.run(ask)
+
+    def containers(self) -> list[str]:
+        """Containers on the engine, or sandboxes' processes, that belong to this gateway."""
+        if self.runtime == "docker":
+            filters = quote(json.dumps({"label": [f"tesgate.scratch={(self.data / 'agent').resolve()}"]}))
+            status, body = engine_call(self.socket, "GET", f"/containers/json?all=1&filters={filters}")
+            assert status == 200, body
+            return [name.lstrip("/") for found in json.loads(body) for name in found["Names"]]
+        return list(self._sandboxes())
+
+    def _sandboxes(self) -> Iterator[str]:
+        mark = f"TESGATE_STEP={(self.data / 'agent').resolve()}/".encode()
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                with contextlib.suppress(OSError):
+                    if mark in (entry / "environ").read_bytes():
+                        yield entry.name
+        records = self.data / "agent/bubblewrap"
+        if records.exists():
+            yield from (str(path) for path in records.iterdir())
+
+    def left_over(self) -> dict[str, Any]:
+        """Everything that should not be there when all tasks have ended."""
+        attempts = self.data / "agent/attempts"
+        found: dict[str, Any] = {
+            "containers": self.containers(),
+            "attempt directories": [path.name for path in attempts.iterdir()] if attempts.exists() else [],
+            "room": self.rows(
+                "SELECT id, used_cpu_milli, used_ram_bytes, used_disk_bytes FROM agent "
+                "WHERE used_cpu_milli <> 0 OR used_ram_bytes <> 0 OR used_disk_bytes <> 0"
+            ),
+            "tasks": self.rows("SELECT id, state, phase FROM task WHERE phase <> 'ended' OR NOT released"),
+            "leases": self.rows("SELECT id, publisher FROM task WHERE publisher IS NOT NULL OR publish_until > now()"),
+            "attempts": self.rows("SELECT task_id, number FROM attempt WHERE NOT closed"),
+            "temporary files": [str(path) for path in self.files.rglob("*") if TEMPORARY.search(path.name)],
+        }
+        return {name: what for name, what in found.items() if what}
+
+    def assert_nothing_left(self, seconds: float = 20.0) -> None:
+        """No container, room, lease, open row, scratch directory or temporary file is left, soon."""
+        deadline = time.monotonic() + seconds
+        while left := self.left_over():
+            assert time.monotonic() < deadline, left
+            time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def gateway_of(base: Path, runtime: str, *, socket: str = USUAL_SOCKET, **settings: str) -> Iterator[Gateway]:
+    """A started gateway with its agent; everything is ended, and looked for, at the end."""
+    gateway = Gateway(base, runtime, socket=socket, **settings)
+    try:
+        yield gateway.start().ready()
+        gateway.assert_nothing_left()
+    finally:
+        gateway.close()

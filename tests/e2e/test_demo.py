@@ -1,0 +1,136 @@
+"""``tesgate demo`` as a newcomer runs it: a process of its own, on each engine that this machine has."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from io import BytesIO
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from tesgate.cli.demo import image
+from tesgate.cli.demo.engine import find_engine
+from tesgate.cli.demo.reads import count_reads, gc_by_chunk
+from tesgate.cli.demo.run import CHUNK, EXAMPLES, check, prepare, task_of
+from tesgate.cli.failure import Failure
+
+pytestmark = pytest.mark.timeout(180)
+
+
+def engine_or_skip(runtime: str) -> None:
+    try:
+        find_engine(runtime, lambda _: None)
+    except Failure as failure:
+        pytest.skip(failure.sentence)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runtime", ["docker", "bubblewrap"])
+def test_demo(runtime: str, tmp_path: Path) -> None:
+    engine_or_skip(runtime)
+    command = [sys.executable, "-m", "tesgate.cli", "demo", "--data-dir", str(tmp_path), "--runtime", runtime]
+    # A setting of the user's own must not reach the demo's gateway.
+    environment = {**os.environ, "TESGATE_DATABASE_URL": "postgresql://nobody@127.0.0.1:9/none"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=150, env=environment, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("the results are right") == len(EXAMPLES)
+    assert (tmp_path / "files/results/read_counts.tsv").read_text() == "sample_a\t12000\nsample_b\t8000\n"
+    assert len(list((tmp_path / "files/results/sums").iterdir())) == 4
+    (url,) = re.findall(r"^Gateway  (\S+)", done.stdout, re.MULTILINE)
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(url)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 0), (signal.SIGHUP, 129)])
+def test_keep_goes_on_until_it_is_interrupted(number: signal.Signals, code: int, tmp_path: Path) -> None:
+    engine_or_skip("auto")
+    command = [sys.executable, "-m", "tesgate.cli", "demo", "--data-dir", str(tmp_path), "--keep"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if "The gateway goes on" in line:
+                break
+        (url,) = re.findall(r"^API +(\S+)", "".join(lines), re.MULTILINE)
+        assert httpx.get(url + "/tasks?state=COMPLETE").json()["tasks"]
+        process.send_signal(number)
+        assert process.wait(40) == code
+    deadline = time.monotonic() + 30
+    while left := [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(p.info["cmdline"] or [])]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
+
+
+def test_results_are_really_checked(tmp_path: Path) -> None:
+    files, web = prepare(tmp_path)
+    results = files / "results"
+    hello = {"logs": [{"logs": [{"stdout": "Hello from a container.\n"}]}]}
+    assert check("hello.json", hello, files, web) is None
+    assert check("hello.json", {"logs": [{"logs": [{"stdout": ""}]}]}, files, web) == "it said ''"
+    assert "missing" in (check("hello.json", {"logs": []}, files, web) or "")
+
+    (results / "read_counts.tsv").write_text("sample_a\t12000\nsample_b\t7999\n")
+    assert "7999" in (check("count-reads.json", {}, files, web) or "")
+
+    assert "missing" in (check("split-and-sum.yaml", {}, files, web) or "")
+    for name in ("sums", "parts"):
+        (results / name).mkdir()
+    lines = (files / "sample_b.fastq").read_text().splitlines(keepends=True)
+    for index, (reads, gc) in enumerate(gc_by_chunk(files / "sample_b.fastq", CHUNK)):
+        (results / f"sums/part_{index}.txt").write_text(f"part_{index}\t{reads}\t{gc}\n")
+        (results / f"parts/part_{index}.fastq").write_text("".join(lines[index * CHUNK * 4 : (index + 1) * CHUNK * 4]))
+    assert check("split-and-sum.yaml", {}, files, web) is None
+    (results / "parts/more").write_text("")
+    assert "unexpected" in (check("split-and-sum.yaml", {}, files, web) or "")
+
+
+def test_data_is_always_the_same(tmp_path: Path) -> None:
+    one, two = prepare(tmp_path / "1"), prepare(tmp_path / "2")
+    assert (one[0] / "sample_b.fastq").read_bytes() == (two[0] / "sample_b.fastq").read_bytes()
+    assert count_reads(one[1] / "sample_a.fastq") == 12_000
+    (one[0] / "results" / "old").write_text("")
+    prepare(tmp_path / "1")
+    assert list((one[0] / "results").iterdir()) == []
+
+
+def test_tasks_are_filled_in(tmp_path: Path) -> None:
+    for name in EXAMPLES:
+        task = task_of(name, files=tmp_path, address="127.0.0.1:1", image="other:1")
+        assert "DEMO_" not in str(task)
+        assert {executor["image"] for executor in task["executors"]} == {"other:1"}
+
+
+@pytest.mark.parametrize("make", [image.image_tar, lambda: (image._own_tar(), "own")], ids=["best", "own programs"])
+def test_image_is_made_of_what_is_here(make: object) -> None:
+    assert callable(make)
+    content, _ = make()
+    with tarfile.open(fileobj=BytesIO(content)) as tar:
+        names = tar.getnames()
+    assert len(set(names)) == len(names)
+    assert {"bin/sh", "bin/awk", "bin/sort", "bin/basename", "tmp", "etc/passwd"} <= set(names)
+
+
+def test_static_programs_are_told_from_others(tmp_path: Path) -> None:
+    shell = shutil.which("sh")
+    assert shell is not None
+    assert not image.is_static(Path(shell).resolve())
+    (tmp_path / "script").write_text("#!/bin/sh\n")
+    assert not image.is_static(tmp_path / "script")
+
+
+def test_no_engine_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(Failure, match="start it"):
+        find_engine("docker", lambda _: None, socket=str(tmp_path / "none"))
+    with pytest.raises(Failure, match="docker, bubblewrap or auto"):
+        find_engine("podman", lambda _: None)
