@@ -19,7 +19,7 @@ from tesgate.config import Settings
 from tesgate.control.dispatcher import Dispatcher
 from tesgate.control.drivers import Drivers
 from tesgate.control.held import Trust
-from tesgate.control.janitor import Janitor
+from tesgate.control.janitor import Janitor, LogKeeper
 from tesgate.control.keeper import Keeper
 from tesgate.control.observer import Observer
 from tesgate.control.supervisor import Supervisor, repeat
@@ -201,6 +201,13 @@ class Gateway:
         observer = Observer(tasks=self._task_store, agents=self._agents, metrics=self.metrics, database=self._database)
         supervisor.add("observer", lambda: repeat("observer", observer.once, timedelta(seconds=5)))
         supervisor.add("loop-lag", observer.watch_lag)
+        days = settings.retention.log_days
+        log_keeper = LogKeeper(
+            tasks=self._task_store, logs=self.workspace, keep=None if days is None else timedelta(days=days)
+        )
+        supervisor.add(
+            "log-keeper", lambda: repeat("log-keeper", log_keeper.once, timedelta(seconds=control.janitor_interval))
+        )
         if "control" in settings.roles:
             self._control_loops(supervisor, keeper, drivers, pool, backends)
         return supervisor

@@ -1,4 +1,4 @@
-"""The janitor: retention. One replica at a time."""
+"""Retention: rows by one replica at a time, logs by each replica for its own workspace."""
 
 from __future__ import annotations
 
@@ -12,13 +12,17 @@ from tesgate.store.agents import AgentStore
 from tesgate.store.replicas import ReplicaStore
 from tesgate.store.tasks import TaskStore
 
-__all__ = ["Janitor"]
+__all__ = ["Janitor", "LogKeeper"]
 
 log = structlog.get_logger(__name__)
 
 
 class Logs(Protocol):
     """The workspace, as far as retention is concerned."""
+
+    async def tasks(self, *, after: str, limit: int) -> list[str]:
+        """Ids of tasks that have files, in order, from behind `after` on."""
+        ...
 
     async def remove(self, task_id: str) -> None:
         """Remove all of a task's files; gone is success."""
@@ -68,3 +72,25 @@ class Janitor:
             await self._tasks.delete(expired)
             log.info("retention", removed=len(expired))
         return len(expired) == self.BATCH
+
+
+class LogKeeper:
+    """Removes logs of this replica's workspace that are past their time, or whose task has no row any more."""
+
+    BATCH = 500
+
+    def __init__(self, *, tasks: TaskStore, logs: Logs, keep: timedelta | None) -> None:
+        self._tasks = tasks
+        self._logs = logs
+        self._keep = keep
+        self._after = ""
+
+    async def once(self) -> bool:
+        """Look at one batch; True: there is more, until the end of the directory is reached."""
+        found = await self._logs.tasks(after=self._after, limit=self.BATCH)
+        kept = await self._tasks.keeping_logs(found, self._keep) if found else set()
+        for task_id in found:
+            if task_id not in kept:
+                await self._logs.remove(task_id)
+        self._after = found[-1] if len(found) == self.BATCH else ""
+        return bool(self._after)

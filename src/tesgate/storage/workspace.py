@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import os
 import shutil
 from collections.abc import AsyncIterator
@@ -88,6 +89,10 @@ class Workspace:
         length = max(0, last - first)
         return LogRange(size, first, length, file)
 
+    async def tasks(self, *, after: str, limit: int) -> list[str]:
+        """Ids of tasks that have logs here, in order, from behind `after` on."""
+        return await anyio.to_thread.run_sync(self._tasks, after, limit)
+
     async def remove(self, task: str) -> None:
         """Remove all logs of a task; nothing there is success."""
         if is_task_id(task):
@@ -98,6 +103,12 @@ class Workspace:
         if not is_task_id(task) or attempt < 0 or step < 0 or stream not in ("stdout", "stderr"):
             raise NotFound("There is no such log.")
         return self._logs / task / str(int(attempt)) / f"{int(step)}.{stream}"
+
+    def _tasks(self, after: str, limit: int) -> list[str]:
+        if not self._logs.is_dir():
+            return []
+        with os.scandir(self._logs) as entries:
+            return heapq.nsmallest(limit, (entry.name for entry in entries if entry.name > after))
 
     def _write_at(self, path: Path, offset: int, data: bytes) -> int:
         flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW

@@ -204,9 +204,9 @@ class TaskStore:
         """Retention: rows of ended tasks go, with their attempts, tails and events."""
         await self._database.execute(self._sql["delete_tasks"], list(task_ids))
 
-    async def still_there(self, task_ids: Sequence[str]) -> set[str]:
-        """Which of these tasks have a row."""
-        return {row["id"] for row in await self._database.fetch(self._sql["open_tasks_of"], list(task_ids))}
+    async def keeping_logs(self, task_ids: Sequence[str], keep: timedelta | None) -> set[str]:
+        """Which of these tasks' logs are still kept, `keep` after the end (None: as long as the row)."""
+        return {row["id"] for row in await self._database.fetch(self._sql["keeping_logs"], list(task_ids), keep)}
 
 
 def milli(cores: float) -> int:

@@ -146,6 +146,6 @@ SELECT id FROM task WHERE phase = 'ended' AND ended_at < now() - $1::interval AN
 -- name: delete_tasks
 DELETE FROM task WHERE id = ANY($1::text[]) AND phase = 'ended';
 
--- name: open_tasks_of
--- Of these tasks, those that still exist (for the workspace's retention).
-SELECT id FROM task WHERE id = ANY($1::text[]);
+-- name: keeping_logs
+-- Of these tasks, those whose logs are still kept: not ended, or ended not so long ago. A task without a row has none.
+SELECT id FROM task WHERE id = ANY($1::text[]) AND (ended_at IS NULL OR $2::interval IS NULL OR ended_at > now() - $2::interval);

@@ -1,0 +1,74 @@
+"""Retention on real rows and a real workspace: nothing that is kept goes, nothing that should go stays."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from tesgate.control.held import Trust
+from tesgate.control.janitor import Janitor, LogKeeper
+from tesgate.errors import NotFound, TaskNotFound
+from tesgate.storage.workspace import Workspace
+from tesgate.store.database import Database
+from tests.store.rows import ALICE, Rows
+
+DAY = timedelta(days=1)
+
+
+async def ended(rows: Rows, workspace: Workspace, *, days_ago: float) -> str:
+    task_id = await rows.submit()
+    await workspace.write_at(task_id, 1, 0, "stdout", 0, b"said")
+    await rows.tasks.cancel_task(ALICE, task_id)
+    await rows.database.execute(
+        "UPDATE task SET ended_at = now() - $2 * interval '1 day' WHERE id = $1", task_id, days_ago
+    )
+    return task_id
+
+
+async def has_log(workspace: Workspace, task_id: str) -> bool:
+    try:
+        (await workspace.open_range(task_id, 1, 0, "stdout")).close()
+    except NotFound:
+        return False
+    return True
+
+
+async def test_old_tasks_go_with_their_logs_and_others_stay(database: Database, tmp_path: Path) -> None:
+    rows, workspace = await Rows.made(database), Workspace(tmp_path)
+    old, young, open_task = (
+        await ended(rows, workspace, days_ago=11),
+        await ended(rows, workspace, days_ago=9),
+        await rows.submit(),
+    )
+    janitor = Janitor(
+        tasks=rows.tasks,
+        agents=rows.agents,
+        replicas=rows.replicas,
+        logs=workspace,
+        trust=Trust(holder=rows.holder, window=DAY),
+        interval=DAY,
+        keep_tasks=10 * DAY,
+    )
+    await janitor.once()
+    with pytest.raises(TaskNotFound):
+        await rows.tasks.get_state(ALICE, old)
+    assert not await has_log(workspace, old)
+    assert await rows.tasks.get_state(ALICE, young) == "CANCELED"
+    assert await has_log(workspace, young)
+    assert await rows.tasks.get_state(ALICE, open_task) == "QUEUED"
+    assert await rows.tasks.list_events(ALICE, young)
+
+
+async def test_logs_go_before_their_rows_do_and_orphans_go_too(database: Database, tmp_path: Path) -> None:
+    rows, workspace = await Rows.made(database), Workspace(tmp_path)
+    old, young = await ended(rows, workspace, days_ago=4), await ended(rows, workspace, days_ago=2)
+    orphan = rows.ids()
+    await workspace.write_at(orphan, 1, 0, "stdout", 0, b"said")
+    keeper = LogKeeper(tasks=rows.tasks, logs=workspace, keep=3 * DAY)
+    keeper.BATCH = 2
+    while await keeper.once():
+        pass
+    assert [await has_log(workspace, task_id) for task_id in (old, young, orphan)] == [False, True, False]
+    assert await rows.tasks.get_state(ALICE, old) == "CANCELED"
