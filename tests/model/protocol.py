@@ -33,8 +33,8 @@ class Task(NamedTuple):
 
 
 class Attempt(NamedTuple):
-    """An attempt's row. `closed`: by what (finished, failed, stopped, lost). `listed`: was in a poll's `have`; `missing`:
-    was in it, and then no more."""
+    """An attempt's row. `closed`: by what (finished, failed, stopped, lost). `listed`: a poll had it in `have`;
+    `missing`: and a later one did not."""
 
     instance: int
     closed: str = ""
@@ -281,14 +281,15 @@ class Protocol:
         return self.host(s, host, host.put(m.n, Work()))
 
     def stop(self, s: State, m: Message) -> State:
-        """poll's answer | - | stops, aborts uploads; for an unknown attempt a tombstone; journals and says `stopped`"""
+        """poll's answer | - | stops, aborts uploads, journals `stopped`; unknown attempt: tombstone, and says `stopped`"""
         host = self.process(s, m)
+        work = host.works[m.n - 1] if host else None
         if host is None:
             return s
-        work = host.works[m.n - 1]
+        if isinstance(work, Work):
+            return self.host(s, host, host.put(m.n, work.ends("stopped")))
         unknown = None if self.variant == "stop-leaves-no-tombstone" else TOMBSTONE
-        s = self.host(s, host, host.put(m.n, work.ends("stopped") if isinstance(work, Work) else unknown))
-        return self.stopped(s, Message("stopped", m.n, m.instance))
+        return self.stopped(self.host(s, host, host.put(m.n, unknown)), Message("stopped", m.n, m.instance))
 
     def forget(self, s: State, m: Message) -> State:
         """poll's answer, or 410 | ended, logs in | container and scratch removed, uploads aborted, tombstone left"""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tesgate.runner.plan import UrlPolicy
-from tesgate.runner.transfer.policy import AddressPolicy, AddressRefused, special
+from tesgate.runner.transfer.policy import METADATA, AddressPolicy, AddressRefused, special
 
 REFUSED = [
     "0.0.0.0",
@@ -53,7 +53,14 @@ def test_special_addresses_are_refused(address: str) -> None:
     assert special(address)
     with pytest.raises(AddressRefused):
         AddressPolicy(UrlPolicy()).check("host.example", 80, [address])
-    AddressPolicy(UrlPolicy(allow_private=True)).check("host.example", 80, [address])
+    AddressPolicy(UrlPolicy(allowed_hosts=["host.example"])).check("host.example", 80, [address])
+    everywhere = AddressPolicy(UrlPolicy(allow_private=True))
+    if special(address) == METADATA:
+        # It gives away the host's own credentials: never in a sweep.
+        with pytest.raises(AddressRefused):
+            everywhere.check("host.example", 80, [address])
+    else:
+        everywhere.check("host.example", 80, [address])
 
 
 @pytest.mark.parametrize("address", PUBLIC)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
@@ -110,6 +110,7 @@ class Gateway:
             metrics=self.metrics,
         )
         self._plan_settings = _plan_settings(settings, opened.deployment)
+        self.agent_trouble: Callable[[], str] = lambda: ""
         self._trust = Trust(holder=holder, window=timedelta(seconds=control.trust_window))
 
     @classmethod
@@ -231,6 +232,7 @@ class Gateway:
             prefix=f"tg-{self.deployment}-",
             known_roots=[(str(root.path), root.writable) for root in settings.file_roots],
             pool=settings.agent.pool,
+            hint=lambda: self.agent_trouble(),  # noqa: PLW0108 - set later, when the agent is known
         )
         silence = SilenceWatcher(
             agents=self._agents,

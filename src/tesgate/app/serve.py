@@ -73,6 +73,7 @@ async def _run(gateway: Gateway, listener: socket.socket) -> int:
     if settings.agent.start and settings.runtime.engine != "none":
         await gateway.issue_agent_token()
         agent = _agent(gateway, url)
+        gateway.agent_trouble = lambda: agent.trouble
         supervisor.add("local-agent", lambda: repeat("local-agent", agent.once, timedelta(seconds=1)))
     code = 0
     try:

@@ -199,7 +199,9 @@ class UrlPolicySettings(Group):
     """Which addresses `http(s)://` inputs may lead to, after redirects and name resolution."""
 
     allow_private: bool = Field(
-        default=False, description="Allow private, loopback and link-local addresses everywhere."
+        default=False,
+        description="Allow private, loopback and link-local addresses everywhere (cloud metadata addresses still only "
+        "by `allowed_hosts`).",
     )
     allowed_hosts: Words = Field(
         default=[], description="`host`, `host:port` or CIDR networks that are allowed although not global."

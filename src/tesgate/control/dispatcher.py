@@ -31,6 +31,7 @@ class Dispatcher:
         prefix: str,
         known_roots: Sequence[tuple[str, bool]],
         pool: str,
+        hint: Callable[[], str] = lambda: "",
         reserve_after: float = 30.0,
         batch: int = 200,
     ) -> None:
@@ -42,6 +43,7 @@ class Dispatcher:
         self._prefix = prefix
         self._known_roots = known_roots
         self._pool = pool
+        self._hint = hint
         self._reserve_after = reserve_after
         self._batch = batch
 
@@ -55,7 +57,9 @@ class Dispatcher:
         if not candidates:
             return False
         rooms = [agent.room for agent in await self._agents.list_open() if agent.pool == self._pool]
-        placement = place(candidates, rooms, reserve_after=self._reserve_after, known_roots=self._known_roots)
+        placement = place(
+            candidates, rooms, reserve_after=self._reserve_after, known_roots=self._known_roots, hint=self._hint()
+        )
         given = await self._give(placement)
         await self._explain(candidates, placement)
         # All picks went through and the head was full of work: look at what stood behind it.

@@ -38,6 +38,8 @@ class LocalAgent:
         self._child: subprocess.Popen[bytes] | None = None
         self._started_at = 0.0
         self._pause = 0.0
+        self.trouble = ""
+        """Why there is no agent on this host, for people who wait; empty while one lives."""
 
     async def once(self) -> bool:
         """Look after it."""
@@ -53,6 +55,7 @@ class LocalAgent:
     def _look(self) -> None:
         known = self._known()
         if known is not None and known.get("identity") == self._identity:
+            self.trouble = ""
             return
         if known is not None:
             log.info("replacing the agent", process=known["pid"])
@@ -60,6 +63,7 @@ class LocalAgent:
         if self._child is not None:
             lived = time.monotonic() - self._started_at
             self._pause = min(LONGEST_PAUSE, max(1.0, self._pause * 2)) if lived < SOON else 0.0
+            self.trouble = f"the one on this host ended with code {self._child.returncode}: see {self._log_file}"
             log.warning("the agent has ended", code=self._child.returncode, log=str(self._log_file))
             self._child = None
         if time.monotonic() - self._started_at >= self._pause:

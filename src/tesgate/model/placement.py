@@ -116,6 +116,7 @@ def place(
     *,
     reserve_after: float,
     known_roots: Sequence[tuple[str, bool]] = (),
+    hint: str = "",
 ) -> Placement:
     """Give tasks to agents, in the order of `candidates`, each to the agent that it fits best.
 
@@ -123,13 +124,14 @@ def place(
     `reserve_after` seconds the agent that it needs is kept free for it, so that big tasks do not starve.
     `known_roots` are the file roots of the gateway's own configuration: a path outside of all of them and of all
     open agents' roots is refused, inside of them the task waits for an agent that has the root.
-    `agents` is changed: what is given away is taken from it.
+    `hint` says why this host has no agent, where that is known. `agents` is changed: what is given away is taken from
+    it.
     """
     result = Placement()
     usable = [agent for agent in agents if not agent.draining]
     reserved: set[str] = set()
     for candidate in candidates:
-        able, reason = _able(candidate, usable)
+        able, reason = _able(candidate, usable, hint)
         if able is None:
             refusal = _refusal(candidate, agents, known_roots)
             if refusal is not None:
@@ -151,10 +153,10 @@ def place(
     return result
 
 
-def _able(candidate: Candidate, agents: Sequence[AgentRoom]) -> tuple[list[AgentRoom] | None, str]:
+def _able(candidate: Candidate, agents: Sequence[AgentRoom], hint: str) -> tuple[list[AgentRoom] | None, str]:
     """The agents that could carry it out when empty, and the reason to wait that goes with the answer."""
     if not agents:
-        return None, "waiting: no agent is connected; start one with `tesgate agent` or look at its log"
+        return None, "waiting: no agent is connected; " + (hint or "start one with `tesgate agent`, or look at its log")
     large = [agent for agent in agents if agent.has(candidate.need)]
     if not large:
         return None, "waiting: no connected agent is large enough for " + _amount(candidate.need)

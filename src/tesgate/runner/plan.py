@@ -109,7 +109,8 @@ class UrlPolicy:
     """Which addresses an input's ``http(s)://`` URL may lead to, after redirects and name resolution."""
 
     allow_private: bool = False
-    """Private, loopback, link-local and other non-global addresses are allowed everywhere."""
+    """Private, loopback, link-local and other non-global addresses are allowed everywhere; cloud metadata addresses
+    only if they are in `allowed_hosts`."""
     allowed_hosts: List[str] = field(default_factory=list)
     """``host`` or ``host:port`` or CIDR networks that are allowed although not global."""
 

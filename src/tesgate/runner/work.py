@@ -24,7 +24,7 @@ from .stageout import StageOut
 from .step import Step, user_of
 from .transfer.faults import PathRefused, StagingError, os_fault
 from .transfer.stage import Stager, host_path
-from .verdict import COMPLETE, EXECUTOR_ERROR, FAILED, SYSTEM_ERROR, Ending, judge
+from .verdict import COMPLETE, EXECUTOR_ERROR, FAILED, SYSTEM_ERROR, Ending, Result, judge
 from .watch import Watch
 
 __all__ = ["Tools", "Work"]
@@ -67,6 +67,7 @@ class Work:
         self._plan, self._dir, self._record = plan, attempt_dir, record
         self._journal = record.journal
         self._reporter, self._logs, self._tools, self._log = reporter, logs, tools, log
+        self._endings: Dict[int, Ending] = {}
         self._stager = tools.stager(plan)
         self._out = StageOut(
             plan=plan,
@@ -232,7 +233,8 @@ class Work:
         """Journal the end of an executor with its tails."""
         tails: Dict[str, str] = {}
         for stream in ("stdout", "stderr"):
-            tails[stream] = decode_tail(self._tail(index, stream), self._plan.tail_bytes)
+            tails[stream] = decode_tail(self._tail(index, stream, ending.result), self._plan.tail_bytes)
+        self._endings[index] = ending
         self._record.ended(index, kind, exit_code, ending.result, tails)
 
     def show_stopped(self, index: int) -> None:
@@ -251,7 +253,9 @@ class Work:
             if self._journal.find("ended", executor=index):
                 self._end_logs(index)
 
-    def _tail(self, index: int, stream: str) -> bytes:
+    def _tail(self, index: int, stream: str, result: Optional[Result]) -> bytes:
+        if result is not None and _bytes(result, stream) == 0:
+            return b""  # the usual case of stderr: no need to look
         try:
             return read_control(self._dir, index, stream + ".tail", _TAIL_FILE_BYTES) or b""
         except (OSError, PathRefused):
@@ -263,11 +267,11 @@ class Work:
 
     def _end_logs(self, index: int) -> None:
         """Say how long each stream of an ended executor is; the rest of it is sent beside everything else."""
-        ending = self.step(index).result()
+        ending = self._endings.get(index) or self.step(index).result()
         result = None if ending is None else ending.result
         for stream in ("stdout", "stderr"):
-            tail = self._tail(index, stream)
-            size = len(tail) if result is None else int(getattr(result, stream + "_bytes"))
+            tail = self._tail(index, stream, result)
+            size = len(tail) if result is None else _bytes(result, stream)
             self._logs.end(index, stream, self._place(index, stream), size, tail)
 
     # -- stage-out ---------------------------------------------------------------------------------------------
@@ -299,3 +303,7 @@ class Work:
     async def discard(self) -> None:
         """Remove what stage-out left under temporary names; idempotent."""
         await self._out.discard()
+
+
+def _bytes(result: Result, stream: str) -> int:
+    return result.stdout_bytes if stream == "stdout" else result.stderr_bytes

@@ -12,6 +12,8 @@ __all__ = ["AddressPolicy", "AddressRefused", "special"]
 _Address = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
 _Network = Union[ipaddress.IPv4Network, ipaddress.IPv6Network]
 
+METADATA = "a cloud metadata address"
+
 # Not `is_global`: what that says has changed between versions of Python. The tables are IANA's special-purpose
 # registries, and Azure's metadata address, which looks like any other.
 _V4: List[Tuple[ipaddress.IPv4Network, str]] = [
@@ -21,9 +23,9 @@ _V4: List[Tuple[ipaddress.IPv4Network, str]] = [
         ("10.0.0.0/8", "a private address"),
         ("100.64.0.0/10", "a shared (carrier-grade NAT) address"),
         ("127.0.0.0/8", "a loopback address"),
-        ("168.63.129.16/32", "a cloud metadata address"),
-        ("169.254.169.254/32", "a cloud metadata address"),
-        ("169.254.170.2/32", "a cloud metadata address"),
+        ("168.63.129.16/32", METADATA),
+        ("169.254.169.254/32", METADATA),
+        ("169.254.170.2/32", METADATA),
         ("169.254.0.0/16", "a link-local address"),
         ("172.16.0.0/12", "a private address"),
         ("192.0.0.0/24", "a reserved address"),
@@ -42,7 +44,7 @@ _V6: List[Tuple[ipaddress.IPv6Network, str]] = [
     for network, what in (
         ("::1/128", "a loopback address"),
         ("::/128", "an address of this host"),
-        ("fd00:ec2::254/128", "a cloud metadata address"),
+        ("fd00:ec2::254/128", METADATA),
         ("fc00::/7", "a private address"),
         ("fe80::/10", "a link-local address"),
         ("fec0::/10", "a private address"),
@@ -118,13 +120,14 @@ class AddressPolicy:
         Every one, not only the one to be used: a name that mixes public and private addresses is how a
         private one is smuggled in.
         """
-        if self._allow_private:
-            return
         name = _canonical(host)
         if (name, None) in self._hosts or (name, port) in self._hosts:
             return
         for text in addresses:
             what = special(text)
+            if what is not None and self._allow_private and what != METADATA:
+                # A metadata address gives away the host's own credentials: only by its name, never in a sweep.
+                continue
             if what is not None and not self._listed(text, port):
                 raise AddressRefused(
                     "%s is %s" % (host, what) if text == host else "%s resolves to %s, %s" % (host, text, what)
