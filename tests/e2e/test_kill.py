@@ -84,8 +84,8 @@ def begun(gateway: Gateway, task_id: str) -> Path:
     return wait_for("the executor to begin", lambda: next(attempts.glob(f"*{task_id}-*/rw/count/starts"), None)).parent
 
 
+@pytest.mark.parametrize("who", WHO)  # the fastest to vary: a restarted gateway has no back-off for its agent
 @pytest.mark.parametrize("point", POINTS)
-@pytest.mark.parametrize("who", WHO)
 def test_at_each_point(gateway: Gateway, who: str, point: str) -> None:
     if gateway.runtime == "docker" and point not in ON_DOCKER:
         pytest.skip("this point is passed on bubblewrap")
@@ -118,8 +118,8 @@ def test_during_stage_in(gateway: Gateway, web: Web, who: str) -> None:
     gateway.assert_nothing_left()
 
 
-@pytest.mark.parametrize("ends", ["while they are dead", "after they are back"])
 @pytest.mark.parametrize("who", WHO)
+@pytest.mark.parametrize("ends", ["while they are dead", "after they are back"])
 def test_during_an_executor(gateway: Gateway, who: str, ends: str) -> None:
     task, name = counted(gateway, "while [ ! -e /count/go ]; do sleep 0.05; done", "true")
     task_id = gateway.submit(task)

@@ -281,7 +281,7 @@ class Protocol:
         return self.host(s, host, host.put(m.n, Work()))
 
     def stop(self, s: State, m: Message) -> State:
-        """poll's answer | - | stops, aborts uploads, journals `stopped`; unknown attempt: tombstone, and says `stopped`"""
+        """poll's answer | - | stops, aborts uploads, journals `stopped`; unknown attempt: a tombstone, says so"""
         host = self.process(s, m)
         work = host.works[m.n - 1] if host else None
         if host is None:

@@ -217,7 +217,7 @@ class FakeGateway:
                 self.lock.wait(left)
 
     def _wishes(self) -> Body:
-        done = self.acknowledged | self.cancelled | self.closed | set(self.ended)
+        done: Set[Key] = self.acknowledged | self.cancelled | self.closed | set(self.ended)
         start = [wire.encode(plan) for key, plan in self.plans.items() if key not in done]
         stop = [
             {"task": key[0], "attempt": key[1], "grace": 1.0}
@@ -226,7 +226,7 @@ class FakeGateway:
         ]
         over = [key for key in self.have if key in self.ended and self.forgets] + self.tombstones
         forget = [{"task": key[0], "attempt": key[1]} for key in over]
-        self.forgotten.update((item["task"], item["attempt"]) for item in forget)
+        self.forgotten.update(over)
         return {"start": start, "stop": stop, "forget": forget, "wire": 1}
 
     def _message(self, key: Key, message: str, token: str, body: Body) -> Tuple[int, Body]:

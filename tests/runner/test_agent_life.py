@@ -339,8 +339,9 @@ def test_logs_of_the_agent_are_json_without_secrets(bench: Bench) -> None:
     assert "tga_" not in bench.log()
 
 
-def test_after_too_long_without_a_gateway_everything_is_removed(bench: Bench) -> None:
-    """Seven days in life; then an agent with nothing left to do ends."""
+@pytest.mark.parametrize("stopping", [False, True])
+def test_after_too_long_without_a_gateway_everything_is_removed(bench: Bench, stopping: bool) -> None:
+    """Seven days in life; then an agent with nothing left to do ends. An attempt that waits to say `stopped` too."""
     settings = AgentSettings(
         url=bench.gateway.url,
         token_file=str(bench.token_file),
@@ -354,6 +355,10 @@ def test_after_too_long_without_a_gateway_everything_is_removed(bench: Bench) ->
     thread.start()
     key = bench.gateway.assign(bench.plan("sleep 600"))
     _began(bench, key)
+    if stopping:
+        bench.gateway.refuse["stopped"] = [503] * 1000
+        bench.gateway.cancel(key)
+        wait_for(lambda: bench.gateway.of(key, "stopped"), "the attempt to be stopped")
     bench.gateway.stop()
     thread.join(30)
     assert codes == [0]

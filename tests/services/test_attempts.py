@@ -130,6 +130,40 @@ async def test_from_start_to_forget(room: Room) -> None:
         await room.service.finish(task_id, 1, room.report(state="COMPLETE"))
 
 
+async def test_a_last_word_that_is_repeated_is_heard_again(room: Room) -> None:
+    for say, report, ready in (
+        (room.service.finish, room.report(state="EXECUTOR_ERROR"), None),
+        (room.service.failed, room.report(cause="x"), None),
+        (room.service.stopped, room.report(), "cancel"),
+    ):
+        task_id = await assigned(room)
+        if ready:
+            await room.rows.tasks.cancel_task(ALICE, task_id)
+        await say(task_id, 1, report)
+        before = await room.rows.row(task_id)
+        await say(task_id, 1, report)
+        assert await room.rows.row(task_id) == before
+        await room.rows.tasks.cancel_task(ALICE, task_id)
+    await room.rows.check_room()
+
+
+async def test_what_only_a_report_acknowledged_cannot_be_missing(room: Room) -> None:
+    task_id = await assigned(room)
+    await room.service.report(task_id, 1, room.report())
+    assert [plan.task for plan in (await room.poll()).start] == [task_id]
+    assert await room.state(task_id) == "RUNNING"
+
+
+async def test_a_poll_that_was_overtaken_while_it_was_handled_loses_nothing(room: Room) -> None:
+    task_id = await assigned(room)
+    await room.poll(task_id)
+    version = (await room.rows.row(task_id))["version"]
+    stale = (room.session, room.number)
+    await room.poll(task_id)
+    assert await room.rows.close(task_id, 1, "lost", version=version, poll=stale) is None
+    assert await room.rows.close(task_id, 1, "lost", version=version, poll=(room.session, room.number)) is not None
+
+
 async def test_a_cancel_before_the_start_arrived_ends_by_a_tombstone(room: Room) -> None:
     task_id = await assigned(room)
     assert await room.rows.tasks.cancel_task(ALICE, task_id) == "CANCELING"

@@ -231,6 +231,7 @@ async def test_a_session_and_a_poll_are_only_heard_if_they_are_the_newest(rows: 
     assert await rows.agents.hear("agent1", first, 1, draining=False, pool="default") is None
     assert await rows.agents.hear("agent1", second, 2, draining=False, pool="default") is True
     assert await rows.agents.hear("agent1", second, 1, draining=False, pool="default") is False
+    assert await rows.agents.hear("agent1", second, 2, draining=False, pool="default") is False
     assert await rows.agents.hear("agent1", second, 3, draining=False, pool="other") is None
 
 

@@ -339,7 +339,11 @@ class Agent:
             except Exception:  # one attempt's fault must not end the others; it goes on from its journal
                 _log.exception("attempt %s met a fault of the agent; it is taken up again", name)
             await anyio.sleep(AGAIN)
-            plan, journal = self._scratch.load(name)
+            try:
+                plan, journal = self._scratch.load(name)
+            except (OSError, ValueError) as exc:
+                _log.error("attempt %s cannot be taken up again, nothing is left of it: %s", name, exc)
+                break
             attempt = self._attempt(plan, attempt.path, journal)
         if self._attempts.get(name) is attempt:
             del self._attempts[name]

@@ -179,13 +179,13 @@ class Attempt:
     async def _once(self) -> None:
         """Work, or stop, until that is done or something else is wanted."""
         try:
-            if self._grace is None:
-                with anyio.CancelScope() as self._scope:
+            with anyio.CancelScope() as self._scope:
+                if self._grace is not None:
+                    await self._stop(self._grace)
+                else:
                     final = await self._work.run()
                     await self._wait_for_long_logs()
                     await self._say_final(final)
-            else:
-                await self._stop(self._grace)
         except Gone:
             self._gone = True
         except (RuntimeFault, OSError) as exc:

@@ -75,9 +75,13 @@ def make_places(plan: Plan, attempt_dir: str) -> None:
     """After stage-in, make what the executors need and staging did not put there. Raises OSError, `PathRefused`."""
     base = os.open(attempt_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
+        staged = {item.place for item in plan.inputs}
         for mount in plan.mounts:
             parts = _beneath(mount.source)
             if _there(attempt_dir, parts):
+                if mount.directory and mount.source not in staged and parts[0] == "rw":
+                    # Staging made it merely to put inputs into it.
+                    _directory(base, parts, mount.mode)
                 continue
             if mount.directory:
                 _directory(base, parts, mount.mode)

@@ -146,7 +146,7 @@ class Step:
         while True:
             try:
                 with anyio.CancelScope(shield=True):
-                    if self.index > 0 and self.plan.collect:
+                    if self.plan.collect:
                         await self._runtime.restore(spec, self.plan.collect, spec.root)
                     return await self._runtime.start(spec)
             except RuntimeUnavailable as exc:

@@ -117,6 +117,7 @@ class AttemptService:
                             "lost",
                             "its agent does not have it any more (was its scratch directory removed?)",
                             version=version,
+                            poll=(request.session, request.number),
                         )
                     arrived = False
                     if orders.stopped or orders.lost:
@@ -172,6 +173,8 @@ class AttemptService:
         said = await self._attempts.finish(
             task_id, number, words, report.state, [encode(output) for output in report.outputs]
         )
+        if said is None and await self._attempts.said_before(task_id, number, words):
+            return Answer()
         answer = self._answer(said, task_id, number)
         if said is not None and said.done:
             log.info("task ended", task=task_id, attempt=number, state=report.state)
@@ -193,7 +196,7 @@ class AttemptService:
             instance=report.instance,
             report=report,
         )
-        if closed is None:
+        if closed is None and not await self._attempts.said_before(task_id, number, _words(report)):
             raise Gone(f"attempt {number} of task {task_id} is over")
         self._wakes.agent(report.instance)
         return Answer()
@@ -201,7 +204,7 @@ class AttemptService:
     async def stopped(self, task_id: str, number: int, report: Report) -> Answer:
         """Protocol row *stopped*: CANCELED. Raises `Gone`."""
         closed = await self._close((task_id, number), "stopped", "", instance=report.instance, report=report)
-        if closed is None:
+        if closed is None and not await self._attempts.said_before(task_id, number, _words(report)):
             raise Gone(f"attempt {number} of task {task_id} is over, or nobody cancelled it")
         self._wakes.agent(report.instance)
         return Answer()
@@ -220,6 +223,7 @@ class AttemptService:
         version: int | None = None,
         report: Report | None = None,
         retry: bool = True,
+        poll: tuple[int, int] | None = None,
     ) -> Closed | None:
         task_id, number = name
         closed = await self._attempts.close(
@@ -233,6 +237,7 @@ class AttemptService:
             instance=instance,
             version=version,
             words=None if report is None else _words(report),
+            poll=poll,
         )
         if closed is not None:
             log.info("attempt closed", task=task_id, attempt=number, kind=kind, note=note, state=closed.state)

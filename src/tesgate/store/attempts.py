@@ -226,10 +226,12 @@ class AttemptStore:
         holder: Holder | None = None,
         version: int | None = None,
         words: Words | None = None,
+        poll: tuple[int, int] | None = None,
     ) -> Closed | None:
         """Protocol rows *failed*, *stopped* (runner: `instance`) and *lost attempt* (owner: `holder`, `version`).
 
-        None: the guard did not hold, and nothing has changed.
+        `poll` is the session and number of the poll that it was missing from. None: the guard did not hold, and
+        nothing has changed.
         """
         row = await self._database.fetchrow(
             self._sql["close_attempt"],
@@ -246,9 +248,18 @@ class AttemptStore:
             None if words is None else words.snapshot,
             None if words is None else words.tails,
             retry,
+            None if words is None else words.version,
+            None if poll is None else poll[0],
+            None if poll is None else poll[1],
             idempotent=True,
         )
         return None if row is None else Closed(row["phase"], row["state"])
+
+    async def said_before(self, task_id: str, number: int, words: Words) -> bool:
+        """Whether this very message closed the attempt, and is only repeated."""
+        return bool(
+            await self._database.fetchval(self._sql["said_before"], task_id, number, words.instance, words.version)
+        )
 
     async def store_handle(
         self, holder: Holder, task_id: str, number: int, version: int, handle: dict[str, Any]

@@ -291,7 +291,7 @@ def _attempt_record(row: Row, *, full: bool) -> AttemptRecord:
         metadata["backend"] = row["backend"]
     return AttemptRecord(
         number=row["number"],
-        start_time=_time(row["acknowledged_at"]),
+        start_time=_time(row["reported_at"]),
         end_time=_time(row["ended_at"]),
         executors=tuple(executors),
         system_logs=(*snapshot.get("system_logs", []), *row["notes"]) if full else (),

@@ -367,3 +367,19 @@ async def test_a_cancelled_start_leaves_something_that_can_be_adopted(docker_hou
     assert (await docker_house.end(spec.name)).exit_code == 0
     assert docker_house.out() == "x\n"
     assert time.monotonic() - began < 60
+
+
+async def test_directories_above_a_collected_path_are_there_and_the_images_own_stay(docker_house: House) -> None:
+    await docker_house.runtime.prepare(DATA, "never")
+    items = [Collect("/opt/res/deep/x.txt"), Collect("/data/y.txt"), Collect("/z.txt")]
+    script = "echo x > /opt/res/deep/x.txt; echo y > /data/y.txt; echo z > /z.txt; stat -c %a /data > /work/out"
+    before = docker_house.spec("stat -c %a /data > /work/out", image=DATA)
+    assert (await docker_house.run(before)).exit_code == 0
+    mode = docker_house.out()
+    spec = docker_house.spec(script, image=DATA, step=1)
+    await docker_house.runtime.restore(spec, items, spec.root)
+    assert (await docker_house.run(spec)).exit_code == 0
+    assert docker_house.out() == mode
+    assert await docker_house.runtime.collect(spec.name, items, spec.root) == []
+    for name, text in (("opt/res/deep/x.txt", "x\n"), ("data/y.txt", "y\n"), ("z.txt", "z\n")):
+        assert (docker_house.attempt / "rw" / name).read_text() == text

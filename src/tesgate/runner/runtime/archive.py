@@ -168,6 +168,15 @@ def pack(root: str, paths: List[str]) -> Iterator[bytes]:
     yield b"\0" * (2 * tarfile.BLOCKSIZE)
 
 
+def directories(paths: List[str]) -> Iterator[bytes]:
+    """A tar stream of empty directories that everybody may write, in the order given."""
+    for path in paths:
+        info = tarfile.TarInfo("/".join(parts_of(path)))
+        info.type, info.mode = tarfile.DIRTYPE, 0o777
+        yield _head(info)
+    yield b"\0" * (2 * tarfile.BLOCKSIZE)
+
+
 def _pack_one(parent: int, name: str, shown: str, depth: int) -> Iterator[bytes]:
     found = os.lstat(name, dir_fd=parent)
     info = tarfile.TarInfo(shown)

@@ -203,7 +203,10 @@ class Runtime(Protocol):
         """Copy `items` out of the ended container's own file system to `root` + path; returns notes."""
 
     async def restore(self, spec: StepSpec, items: List[Collect], root: str) -> None:
-        """Create the container of `spec` (without starting it) and put back what `collect` took."""
+        """Create the container of `spec` (without starting it) and put back what `collect` took so far.
+
+        Directories above the paths of `items` that the image does not have are made first, writable for everybody.
+        """
 
     def ended(self) -> AsyncIterator[str]:
         """Names of steps that have ended: a wake-up, never authoritative. ``""``: look at everything again."""

@@ -11,6 +11,7 @@ from typing import AsyncIterator, Callable, Dict, List, Optional, Tuple, TypeVar
 import anyio
 import anyio.to_thread
 
+from .archive import open_directory, parts_of
 from .base import Collect, ImageFacts, RuntimeFacts, RuntimeUnavailable, StepSpec, StepStatus
 from .cgroup import Cgroups
 from .processes import Process
@@ -97,7 +98,11 @@ class BubblewrapRuntime:
         return []
 
     async def restore(self, spec: StepSpec, items: List[Collect], root: str) -> None:
-        """`Runtime.restore`: nothing to do, the next step has the same root."""
+        """`Runtime.restore`: the next step has the same root, so only the directories above the paths are made."""
+        for item in items:
+            parts = parts_of(item.path)
+            if not item.pattern and len(parts) > 1:
+                await self._call(_make, root, parts[:-1])
 
     async def names(self, prefix: str) -> List[str]:
         """`Runtime.names`."""
@@ -284,3 +289,8 @@ def _advice(said: str) -> str:
     if "proc" in said:
         return "inside a container it needs an unmasked /proc: run the agent on the host itself"
     return "let the agent's user make user namespaces, or start a container engine"
+
+
+def _make(root: str, parts: List[str]) -> None:
+    with open_directory(root, parts, create=True):
+        pass

@@ -11,7 +11,7 @@ from typing import IO, Any, Dict, Iterator, List, Pattern, cast
 from urllib3.exceptions import HTTPError
 
 from ..transfer.globs import base_of, expand_braces, regex
-from .archive import UnsafePath, extract, pack, parts_of
+from .archive import UnsafePath, directories, extract, pack, parts_of
 from .base import Bind, Collect, EngineUnavailable, RuntimeFault, StepRefused
 from .engine import Engine, EngineError, Stream, in_path
 
@@ -43,9 +43,40 @@ class ContainerFiles:
 
     async def restore(self, name: str, items: List[Collect], root: str, binds: List[Bind]) -> None:
         """`Runtime.restore`, for a container that exists and was never started."""
-        paths = await self._engine.call(_present, items, root, [bind.target for bind in binds])
+        targets = [bind.target for bind in binds]
+        missing = await self._engine.call(self._missing_parents, name, items, targets)
+        if missing:
+            await self._engine.call_stream(_bound(self._put_blocks, name, directories(missing)), timeout=_IDLE)
+        paths = await self._engine.call(_present, items, root, targets)
         if paths:
             await self._engine.call_stream(_bound(self._put, name, root, paths), timeout=_IDLE)
+
+    def _missing_parents(self, name: str, items: List[Collect], targets: List[str]) -> List[str]:
+        """Directories above the paths that the image does not have, outermost first: commands expect to find them."""
+        known: Dict[str, bool] = {"": True}
+
+        def exists(path: str) -> bool:
+            if path not in known:
+                try:
+                    self._engine.request("HEAD", "/containers/%s/archive" % in_path(name), {"path": path})
+                    known[path] = True
+                except EngineError as error:
+                    if error.status != 404:
+                        raise _collect_fault(name, error) from error
+                    known[path] = False
+            return known[path]
+
+        missing: Dict[str, None] = {}
+        for item in items:
+            parent = item.path.rpartition("/")[0]
+            if item.pattern or _below(parent, targets):
+                continue
+            above: List[str] = []
+            while not exists(parent):
+                above.append(parent)
+                parent = parent.rpartition("/")[0]
+            missing.update(dict.fromkeys(reversed(above)))
+        return sorted(missing)
 
     def _changes(self, name: str) -> Dict[str, int]:
         try:
@@ -85,8 +116,10 @@ class ContainerFiles:
             ) from error
 
     def _put(self, stream: Stream, name: str, root: str, paths: List[str]) -> None:
+        self._put_blocks(stream, name, _large(pack(root, paths)))
+
+    def _put_blocks(self, stream: Stream, name: str, blocks: Iterator[bytes]) -> None:
         headers = {"Content-Type": "application/x-tar"}
-        blocks = _large(pack(root, paths))
         try:
             self._engine.open(
                 stream, "PUT", "/containers/%s/archive" % in_path(name), {"path": "/"}, body=blocks, headers=headers

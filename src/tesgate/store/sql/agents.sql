@@ -20,11 +20,16 @@ ON CONFLICT (id) DO UPDATE SET
 RETURNING session;
 
 -- name: hear_agent
--- protocol: poll. Only the newest session, and of it only the newest poll; a statement of its own, because everything
+-- protocol: poll. Only the newest session, and of it only a poll that is newer than all before (a copy is not); a statement of its own, because everything
 -- else locks tasks before agents.
-UPDATE agent SET seen_at = now(), silent_ticks = 0, draining = $4, poll_number = greatest(poll_number, $3)
-WHERE id = $1 AND session = $2 AND state = 'open' AND pool = $5
-RETURNING poll_number <= $3 AS newest;
+WITH g AS (
+    SELECT id, poll_number FROM agent
+    WHERE id = $1 AND session = $2 AND state = 'open' AND pool = $5
+    FOR NO KEY UPDATE
+)
+UPDATE agent SET seen_at = now(), silent_ticks = 0, draining = $4, poll_number = greatest(g.poll_number, $3)
+FROM g WHERE agent.id = g.id
+RETURNING g.poll_number < $3 AS newest;
 
 -- name: open_agents
 SELECT id, pool, host, cpu_milli, ram_bytes, disk_bytes, used_cpu_milli, used_ram_bytes, used_disk_bytes, runtimes,

@@ -72,13 +72,13 @@ WHERE (a.task_id, a.number) IN (SELECT * FROM unnest($1::text[], $2::integer[]))
 -- name: report
 -- protocol: report. The newest snapshot wins; whoever holds the publish lease has it renewed by every answer.
 WITH x AS (
-    SELECT t.id, t.state, t.phase, a.report_version, t.publisher = $2 AND t.publish_until > now() AS leased
+    SELECT t.id, t.state, t.phase, a.report_version, t.publisher = $2 AND t.publish_until > now() AND t.state <> 'CANCELING' AS leased
     FROM task t JOIN attempt a ON a.task_id = t.id AND a.number = $2
     WHERE t.id = $1 AND t.attempt = $2 AND a.instance = $3 AND NOT a.closed
     FOR NO KEY UPDATE OF t, a
 ), newer AS (
     UPDATE attempt SET snapshot = $5::json, report_version = $4,
-                       acknowledged_at = coalesce(acknowledged_at, now()),
+                       reported_at = coalesce(reported_at, now()),
                        started_at = CASE WHEN $7 THEN coalesce(started_at, now()) ELSE started_at END
     FROM x WHERE attempt.task_id = $1 AND attempt.number = $2 AND x.report_version < $4
     RETURNING attempt.task_id
@@ -107,7 +107,7 @@ WITH x AS (
     WHERE t.id = $1 AND t.attempt = $2 AND a.instance = $3 AND NOT a.closed
     FOR NO KEY UPDATE OF t, a
 ), newer AS (
-    UPDATE attempt SET snapshot = $5::json, report_version = $4, acknowledged_at = coalesce(acknowledged_at, now()),
+    UPDATE attempt SET snapshot = $5::json, report_version = $4, reported_at = coalesce(reported_at, now()),
                        started_at = CASE WHEN $7 THEN coalesce(started_at, now()) ELSE started_at END
     FROM x WHERE attempt.task_id = $1 AND attempt.number = $2 AND x.report_version < $4
     RETURNING attempt.task_id
@@ -140,7 +140,7 @@ WITH x AS (
     RETURNING task.id
 ), a AS (
     UPDATE attempt SET closed = true, ended_at = now(), snapshot = $5::json, outputs = $8::json, report_version = $4,
-                       acknowledged_at = coalesce(acknowledged_at, now())
+                       reported_at = coalesce(reported_at, now())
     FROM ok WHERE attempt.task_id = $1 AND attempt.number = $2
 ), logged AS (
     INSERT INTO log (task_id, number, tails) SELECT $1, $2, $6::json FROM ok WHERE $6::json IS NOT NULL
@@ -160,7 +160,9 @@ SELECT x.state = 'CANCELING' AS stop, u.id IS NOT NULL AS done FROM x LEFT JOIN 
 -- further attempt, or ends, at once or when the publish lease that still lives is over.
 --   $3 kind; 'failed' and 'stopped' come from the runner, which has let go of its own lease; 'lost' has not
 --   $4 note for system_logs, $5 attempts at most, $6 back-off, $7 instance (runner) or null,
---   $8 replica, $9 epoch (owner) or null, $10 version that the decision was made from or null, $11 snapshot, $12 tails, $13 a further attempt may help
+--   $8 replica, $9 epoch (owner) or null, $10 version that the decision was made from or null, $11 snapshot, $12 tails,
+--   $13 a further attempt may help, $14 report's version or null, $15 session and $16 number of the poll that the attempt
+--   was missing from, or null: a newer poll may have listed it
 WITH x AS (
     SELECT t.id, t.state, a.agent_id, t.need_cpu_milli, t.need_ram_bytes, t.need_disk_bytes,
            t.publisher = $2 AND $3 <> 'lost' AS lets_go,
@@ -174,6 +176,9 @@ WITH x AS (
       AND ($10::integer IS NULL OR t.version = $10)
       AND ($8::text IS NULL OR t.replica_id = $8 AND t.replica_epoch = $9)
       AND ($3 <> 'stopped' OR t.state = 'CANCELING')
+      AND ($14::bigint IS NULL OR a.report_version < $14)
+      AND ($15::bigint IS NULL
+           OR EXISTS (SELECT FROM agent g WHERE g.id = a.agent_id AND g.session = $15 AND g.poll_number = $16))
     FOR NO KEY UPDATE OF t, a
 ), u AS (
     UPDATE task SET
@@ -191,7 +196,7 @@ WITH x AS (
 ), a AS (
     UPDATE attempt SET closed = true, ended_at = now(),
                        notes = CASE WHEN $4 = '' THEN notes ELSE notes || to_jsonb($4::text) END,
-                       snapshot = coalesce($11::json, snapshot)
+                       snapshot = coalesce($11::json, snapshot), report_version = coalesce($14, report_version)
     FROM x WHERE attempt.task_id = $1 AND attempt.number = $2
 ), logged AS (
     INSERT INTO log (task_id, number, tails) SELECT $1, $2, $12::json FROM x WHERE $12::json IS NOT NULL
@@ -205,6 +210,10 @@ WITH x AS (
     INSERT INTO task_event (task_id, number, kind, detail) SELECT $1, $2, $3, nullif($4, '') FROM x
 )
 SELECT u.phase, u.state FROM u;
+
+-- name: said_before
+-- A last word that is repeated because its answer was lost: it closed the attempt, and is heard again.
+SELECT closed AND instance = $3 AND report_version = $4 FROM attempt WHERE task_id = $1 AND number = $2;
 
 -- name: store_handle
 -- protocol: launch.

@@ -23,7 +23,7 @@ SELECT id, owner, "group", state, phase, created_at, document, notes, wait_reaso
 
 -- name: get_attempts
 -- BASIC has no tails and no system logs; they are large and stay where they are.
-SELECT a.task_id, a.number, a.backend, a.acknowledged_at, a.ended_at, a.closed, a.snapshot, a.notes, a.outputs,
+SELECT a.task_id, a.number, a.backend, a.reported_at, a.ended_at, a.closed, a.snapshot, a.notes, a.outputs,
        CASE WHEN $2 THEN l.tails END AS tails
 FROM attempt a LEFT JOIN log l ON $2 AND l.task_id = a.task_id AND l.number = a.number
 WHERE a.task_id = ANY($1::text[])

@@ -121,8 +121,10 @@ CREATE TABLE attempt (
     instance        text,
     handle          jsonb,
     assigned_at     timestamptz NOT NULL DEFAULT now(),
-    -- the runner has it: TES start_time of logs[]
+    -- a poll of its agent listed it: only what was listed once can be missing from a later poll
     acknowledged_at timestamptz,
+    -- its runner spoke for the first time: TES start_time of logs[]
+    reported_at     timestamptz,
     -- its first executor was started
     started_at      timestamptz,
     ended_at        timestamptz,
