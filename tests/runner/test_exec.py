@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[2]
 IS_ROOT = os.geteuid() == 0
 NOBODY = 65534
 KEYS = {
-    "wire", "exit_code", "signal", "timed_out", "oom_killed", "killed", "error", "errno", "start_ns", "end_ns",
+    "wire", "exit_code", "signal", "terminated", "timed_out", "oom_killed", "killed", "error", "errno", "start_ns", "end_ns",
     "user_us", "system_us", "max_rss_bytes", "stdout_bytes", "stderr_bytes",
 }  # fmt: skip
 
@@ -378,6 +378,8 @@ def test_forwards_signals(step: Step, name: str) -> None:
     assert process.wait(20) == 7
     assert step.read("stdout").decode().split() == ["USR1", name]
     assert step.result()["exit_code"] == 7
+    ended = getattr(signal, f"SIG{name}") if name in ("TERM", "INT") else None
+    assert step.result()["terminated"] == ended
 
 
 def test_kills_after_the_grace(step: Step) -> None:
@@ -547,6 +549,14 @@ def test_the_engine_s_sigterm_reaches_pid_1(step: Step) -> None:
     step.wait_for("ready")
     os.kill(child_of(process.pid), signal.SIGTERM)
     assert process.wait(20) == 7
+    assert step.result()["terminated"] == signal.SIGTERM
+
+
+def test_a_task_cannot_claim_that_it_was_ended_from_outside(step: Step) -> None:
+    process = step.start("sh", "-c", "kill -TERM 1; exit 3", prefix=namespace())
+    process.wait(20)
+    assert step.result()["terminated"] is None
+    assert step.result()["exit_code"] == 3 or step.result()["signal"] == signal.SIGTERM
 
 
 # --- starts, and starts again -----------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -33,6 +34,8 @@ class _Followed:
     keeps: bool = True
     """Its backend holds something until it is released."""
     lost: Lost | None = None
+    looked: bool = False
+    """Where a watch says each change once: we have seen for ourselves that it is still there."""
     since: float = 0.0
 
     def wake(self) -> None:
@@ -62,7 +65,8 @@ class Drivers:
         self._crash_limit = crash_limit
         self._followed: dict[Name, _Followed] = {}
         self._by_task: dict[str, Name] = {}
-        self._send, self._receive = anyio.create_memory_object_stream[Held](max_buffer_size=float("inf"))
+        self._new: deque[Held] = deque()
+        self._arrived = anyio.Event()
         self._look_again = anyio.Event()
 
     def __len__(self) -> int:
@@ -150,13 +154,18 @@ class Drivers:
         if name not in self._followed:
             self._followed[name] = _Followed(since=anyio.current_time(), keeps=self._backends[held.backend].keeps)
             self._by_task[held.task_id] = name
-            self._send.send_nowait(held)
+            self._new.append(held)
+            self._arrived.set()
 
     async def run(self) -> None:
         """Owns the drivers' tasks. Runs for ever."""
         async with anyio.create_task_group() as group:
-            async for held in self._receive:
-                group.start_soon(self._guarded, held, name=f"driver-{held.task_id}")
+            while True:
+                while self._new:
+                    held = self._new.popleft()
+                    group.start_soon(self._guarded, held, name=f"driver-{held.task_id}")
+                await self._arrived.wait()
+                self._arrived = anyio.Event()
 
     async def _guarded(self, held: Held) -> None:
         name = (held.task_id, held.number)
@@ -220,11 +229,15 @@ class Drivers:
             )
             return None
         if followed.lost is not None:
-            await self._lose(held, followed.lost)
-            followed.lost = None
+            # Where the row has moved on since it was read, the backend is asked again: its watch may say it only once.
+            followed.lost = None if await self._lose(held, followed.lost) else await _seen_lost(backend, ref)
             return await self._read(held)
         if held.state == "CANCELING":
             await backend.cancel(ref, self._grace)
+            if backend.keeps and (lost := await _seen_lost(backend, ref)) is not None:
+                # Such as one that was never launched: nobody else would say that it has stopped.
+                followed.lost = lost
+                return held
         elif held.phase == "assigned" and held.handle is None:
             handle = await backend.launch(Launch(ref))
             if handle is not None:
@@ -233,12 +246,19 @@ class Drivers:
                 )
                 if version is None:
                     return await self._read(held)
+            followed.looked = True
+        elif backend.keeps and not followed.looked:
+            # Taken over: what happened while nobody followed it, no watch will say.
+            followed.lost = followed.lost or await _seen_lost(backend, ref)
+            followed.looked = True
+            if followed.lost is not None:
+                return held
         await followed.changed.wait()
         followed.changed = anyio.Event()
         return await self._read(held)
 
-    async def _lose(self, held: Held, lost: Lost) -> None:
-        """Protocol row *lost attempt*: under the epoch and the version that was read."""
+    async def _lose(self, held: Held, lost: Lost) -> bool:
+        """Protocol row *lost attempt*: under the epoch and the version that was read. False: the row has moved on."""
         closed = await self._attempts.close(
             held.task_id,
             held.number,
@@ -252,6 +272,7 @@ class Drivers:
         if closed is not None:
             log.warning("attempt lost", task=held.task_id, attempt=held.number, why=lost.sentence, state=closed.state)
             self._wakes.queue()
+        return closed is not None
 
     async def _give_up(self, held: Held, version: int, sentence: str) -> None:
         await self._attempts.close(
@@ -267,3 +288,8 @@ class Drivers:
         )
         log.error("task given up", task=held.task_id, attempt=held.number, why=sentence)
         self._wakes.queue()
+
+
+async def _seen_lost(backend: Backend, ref: AttemptRef) -> Lost | None:
+    seen = await backend.inspect(ref)
+    return seen if isinstance(seen, Lost) else None

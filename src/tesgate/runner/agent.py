@@ -59,6 +59,7 @@ class Agent:
         self._contact = time.monotonic()
         self._noted = 0.0
         self._polls = 0
+        self._capacity: Tuple[float, int] = (0.0, 0)
         # Attempts that will never begin here, until the gateway says that it knows (`forget`). Not kept on disk: it
         # says `stop` or `start` again to whoever does not have them.
         self._refused: Set[Tuple[str, int]] = set()
@@ -195,6 +196,7 @@ class Agent:
     async def _register(self) -> Registered:
         runtime = self._tools.runtime.name if self._runtime_works else None
         facts = agent_facts(self._settings, instance=self._scratch.instance, runtime=runtime)
+        self._capacity = (facts.capacity.cpu_cores, facts.capacity.ram_bytes)
         try:
             registered = await self._client.register(facts)
         except Gone:
@@ -244,8 +246,7 @@ class Agent:
     def _obey(self, answer: PollAnswer) -> bool:
         """Do what an answer says; False where all of it was known."""
         news = False
-        for plan in answer.start:
-            news = self._begin(plan) or news
+        # First what makes room: a start that would not fit yet is put off, and the gateway repeats it.
         for order in answer.stop:
             attempt = self._find(AttemptRef(order.task, order.attempt))
             if attempt is not None:
@@ -264,6 +265,8 @@ class Agent:
             if attempt is not None and attempt.wanted:
                 attempt.forget()
                 news = True
+        for plan in answer.start:
+            news = self._begin(plan) or news
         return news
 
     def _find(self, ref: AttemptRef) -> Optional[Attempt]:
@@ -278,6 +281,8 @@ class Agent:
                 return False
             if self._scratch.entombed(plan.task, plan.attempt):
                 return self._refuse(plan)
+            if not self._fits(plan):
+                return False
             made = self._scratch.begin(plan)
         except (ScratchError, OSError) as exc:
             _log.error("attempt %s cannot begin here: %s", plan.external_name, exc)
@@ -287,6 +292,17 @@ class Agent:
         crash.point("after-begun")
         self._live(plan, made[0], made[1])
         return True
+
+    def _fits(self, plan: Plan) -> bool:
+        """Whether there is room beside what still runs here, also of attempts that the gateway has given up.
+
+        One that finds nothing beside it always fits: what it needs was the gateway's to check.
+        """
+        cpu, ram = self._capacity
+        busy = [attempt.plan.limits for attempt in self._attempts.values() if attempt.occupies]
+        cpu_used = sum(limits.cpu_cores or 0.0 for limits in busy) + (plan.limits.cpu_cores or 0.0)
+        ram_used = sum(limits.ram_bytes or 0 for limits in busy) + (plan.limits.ram_bytes or 0)
+        return not busy or (cpu_used <= cpu + 1e-6 and ram_used <= ram)
 
     def _refuse(self, plan: Plan) -> bool:
         """Tell the gateway with the next poll that this agent will never begin it."""
@@ -304,13 +320,27 @@ class Agent:
             try:
                 plan, journal = self._scratch.load(name)
             except (OSError, ValueError) as exc:
-                # A host that lost power before anything of it was started: as if it had never been there. Should a
-                # container of it run all the same, it is an orphan and is removed as such.
-                _log.error("the attempt directory %s is damaged and is removed: %s", name, exc)
-                self._scratch.remove(name)
+                self._bury(name, exc)
                 continue
             _log.info("going on", extra={"task": plan.task, "attempt": plan.attempt})
             self._live(plan, self._scratch.path(name), journal)
+
+    def _bury(self, name: str, fault: Exception) -> None:
+        """A directory that cannot be read (a host that lost power, a failing disk): it must not begin again here.
+
+        Should a container of it run all the same, it is an orphan and is removed as such.
+        """
+        _, _, ref = name.partition("-")
+        task, _, attempt = ref.rpartition("-")
+        task = task.rpartition("-")[2]
+        try:
+            if attempt.isdigit():
+                self._scratch.entomb(task, int(attempt))
+                self._refused.add((task, int(attempt)))
+            self._scratch.remove(name)
+        except (ScratchError, OSError) as exc:
+            _log.error("the attempt directory %s cannot be removed: %s", name, exc)
+        _log.error("the attempt directory %s is damaged, the attempt is given up: %s", name, fault)
 
     def _live(self, plan: Plan, path: str, journal: Journal) -> None:
         attempt = self._attempt(plan, path, journal)

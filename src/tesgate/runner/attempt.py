@@ -89,7 +89,8 @@ class Attempt:
         self._grace: Optional[float] = None
         self._gone = journal.find("gone") is not None
         self._resumed = len(journal.all("resumed")) > 1
-        self._unsure = False
+        # A last word that was journalled may have been heard before whoever said it died.
+        self._unsure = self._record.find_final() is not None
         self._forget = anyio.Event()
         stopping = journal.find("stopping")
         if stopping is not None:
@@ -105,6 +106,11 @@ class Attempt:
     def wanted(self) -> bool:
         """Whether the gateway still counts on it: it is in `have`."""
         return not self._gone and not self.forgotten
+
+    @property
+    def occupies(self) -> bool:
+        """Whether something of it may still run here."""
+        return not self.settled and self._journal.find("removed") is None
 
     @property
     def stopping(self) -> bool:

@@ -221,15 +221,16 @@ static const char *truth(bool value)
 
 int publish_result(int dir, struct reserved *file, const struct result *r)
 {
-    char text[RESULT_BYTES], code[16], sig[16];
+    char text[RESULT_BYTES], code[16], sig[16], ended[16];
     const char *quote = r->error ? "\"" : "";
     int length = snprintf(
         text, sizeof text,
-        "{\"wire\":1,\"exit_code\":%s,\"signal\":%s,\"timed_out\":%s,\"oom_killed\":%s,\"killed\":%s,"
+        "{\"wire\":1,\"exit_code\":%s,\"signal\":%s,\"terminated\":%s,\"timed_out\":%s,\"oom_killed\":%s,\"killed\":%s,"
         "\"error\":%s%s%s,\"errno\":%d,\"start_ns\":%" PRId64 ",\"end_ns\":%" PRId64 ",\"user_us\":%" PRId64
         ",\"system_us\":%" PRId64 ",\"max_rss_bytes\":%" PRId64 ",\"stdout_bytes\":%" PRId64
         ",\"stderr_bytes\":%" PRId64 "}\n",
-        nullable(code, sizeof code, r->exit_code), nullable(sig, sizeof sig, r->signal), truth(r->timed_out),
+        nullable(code, sizeof code, r->exit_code), nullable(sig, sizeof sig, r->signal),
+        nullable(ended, sizeof ended, r->terminated ? r->terminated : -1), truth(r->timed_out),
         truth(r->oom_killed), truth(r->killed), quote, r->error ? r->error : "null", quote, r->error_number,
         r->start_ns, r->end_ns, r->user_us, r->system_us, r->max_rss_bytes, r->stdout_bytes, r->stderr_bytes);
 

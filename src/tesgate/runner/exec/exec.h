@@ -36,6 +36,7 @@ struct options {
 
 struct result {
     int exit_code, signal; /* -1: null */
+    int terminated;        /* the TERM or INT that came from outside, 0: none */
     bool timed_out, oom_killed, killed;
     const char *error; /* NULL: null */
     int error_number;

@@ -191,7 +191,7 @@ static bool has_ended(pid_t leader, struct result *result)
 {
     for (;;) {
         struct rusage usage;
-        siginfo_t info;
+        siginfo_t info = {0};
         int status;
 
         memset(&info, 0, sizeof info);
@@ -228,6 +228,7 @@ static void follow(struct step *step, pid_t leader)
     while (!has_ended(leader, &step->result)) {
         int64_t now = clock_ms(), wait = 5000; /* short, for sigtimedwait's own clock stops while the machine sleeps */
         struct timespec span;
+        siginfo_t info = {0};
         int number;
 
         if (kill_at == never && now >= limit) {
@@ -249,12 +250,16 @@ static void follow(struct step *step, pid_t leader)
             wait = limit - now;
         span.tv_sec = wait / 1000;
         span.tv_nsec = wait % 1000 * 1000000;
-        number = sigtimedwait(&wanted, NULL, &span);
+        number = sigtimedwait(&wanted, &info, &span);
         if (number <= 0 || number == SIGCHLD)
             continue;
         forward(leader, number);
-        if ((number == SIGTERM || number == SIGINT) && kill_at == never)
+        if ((number == SIGTERM || number == SIGINT) && kill_at == never) {
             kill_at = clock_ms() + o->grace_ms;
+            /* As pid 1: from outside the namespace (no sender that we could see). The task itself may not claim it. */
+            if (getpid() != 1 || !info.si_pid)
+                step->result.terminated = number;
+        }
     }
 }
 

@@ -234,7 +234,8 @@ UPDATE task SET released = true, version = version + 1 WHERE id = $1 AND attempt
 SELECT t.id, t.attempt, t.version, t.phase, t.state, t.released, t.crashes, a.backend, a.external_name, a.handle,
        a.agent_id, extract(epoch FROM now() - a.assigned_at)::float8 AS age
 FROM task t JOIN attempt a ON a.task_id = t.id AND a.number = t.attempt
-WHERE t.replica_id = $1 AND t.replica_epoch = $2 AND (t.phase IN ('assigned', 'started') OR NOT t.released)
+WHERE t.replica_id = $1 AND t.replica_epoch = $2
+  AND (t.phase IN ('assigned', 'started') OR t.phase = 'ended' AND NOT t.released)
   AND ($3::text IS NULL OR t.id = $3);
 
 -- name: count_crash

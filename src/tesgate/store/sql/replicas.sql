@@ -16,10 +16,11 @@ UPDATE replica SET left_at = now() WHERE id = $1 AND epoch = $2;
 
 -- name: adopt
 -- protocol: adopt. Taken from whoever is silent, gone, or of an older epoch; a crash is counted only if they crashed.
+-- A task that waits for a further attempt is nobody's to follow.
 WITH t AS (
     SELECT t.id, r.left_at IS NULL AS crashed
     FROM task t LEFT JOIN replica r ON r.id = t.replica_id
-    WHERE (t.phase IN ('assigned', 'started') OR NOT t.released)
+    WHERE (t.phase IN ('assigned', 'started') OR t.phase = 'ended' AND NOT t.released)
       AND (t.replica_id IS NULL OR r.id IS NULL OR r.epoch <> t.replica_epoch OR r.left_at IS NOT NULL
            OR r.seen_at < now() - $3::interval)
       AND EXISTS (SELECT FROM replica WHERE id = $1 AND epoch = $2 AND left_at IS NULL)
