@@ -158,7 +158,9 @@ async def test_wake_ups_of_the_pool(rows: Rows) -> None:
 class Replica:
     """Drivers, keeper, watcher and dispatcher of one gateway, with wakes of its own."""
 
-    def __init__(self, rows: Rows, backend: Backend, holder: Holder, *, clock: Callable[[], float] | None = None) -> None:
+    def __init__(
+        self, rows: Rows, backend: Backend, holder: Holder, *, clock: Callable[[], float] | None = None
+    ) -> None:
         self.wakes = Wakes()
         more = {} if clock is None else {"clock": clock}
         self.trust = Trust(holder=holder, window=timedelta(seconds=8), **more)
@@ -527,7 +529,12 @@ async def test_a_lost_agent_gives_its_tasks_back(rows: Rows, pool: PoolBackend) 
         for number in (1, 2, 3):
             await eventually("an assignment", lambda number=number: assigned(rows, task_id, number))
             await rows.agent(f"spare{number}")
-            await rows.database.execute("UPDATE agent SET silent_ticks = 99 WHERE id = (SELECT agent_id FROM attempt WHERE task_id = $1 AND number = $2)", task_id, number)
+            await rows.database.execute(
+                "UPDATE agent g SET silent_ticks = 99 FROM attempt a "
+                "WHERE g.id = a.agent_id AND a.task_id = $1 AND a.number = $2",
+                task_id,
+                number,
+            )
             for agent in await rows.agents.list_open():
                 if agent.silent_ticks == 99:
                     assert await rows.agents.close(agent.room.agent_id, agent.session, 12)
@@ -545,8 +552,8 @@ async def assigned(rows: Rows, task_id: str, number: int) -> bool:
 
 async def test_two_replicas_dispatch_each_task_once(rows: Rows, pool: PoolBackend) -> None:
     other = await rows.replicas.enter("r2", host="there", roles=["control"])
-    for holder in (rows.holder, other):
-        async with Replica(rows, pool, holder).running(dispatch=True):
+    first, second = (Replica(rows, pool, holder) for holder in (rows.holder, other))
+    async with first.running(dispatch=True), second.running(dispatch=True):
         ids = [await rows.submit() for _ in range(30)]
 
         async def all_given() -> bool:

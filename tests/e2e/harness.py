@@ -225,7 +225,9 @@ class Gateway:
         answer = self.client.post(f"/tasks/{task_id}:cancel")
         assert (answer.status_code, answer.json()) == (200, {})
 
-    def log(self, task_id: str, stream: str = "stdout", *, executor: int = 0, attempt: int = 1, **headers: str) -> httpx.Response:
+    def log(
+        self, task_id: str, stream: str = "stdout", *, executor: int = 0, attempt: int = 1, **headers: str
+    ) -> httpx.Response:
         """The whole log, by the extension route."""
         return self.client.get(f"/tasks/{task_id}/logs/{attempt}/{executor}/{stream}", headers=headers)
 

@@ -38,7 +38,7 @@ POINTS = (
     "after-finish",
     "before-release",
 )
-ON_DOCKER = ("during-stage-in", "before-launch:1", "after-launch:1", "between-executors:1", "before-publish", "before-finish", "before-release")
+ON_DOCKER = ("before-launch:1", "after-launch:1", "between-executors:1", "before-publish", "before-release")
 
 _numbers = itertools.count(1)
 
@@ -160,7 +160,9 @@ def submit_burst(gateway: Gateway, tasks: Sequence[dict[str, Any]]) -> list[str 
     def post(index: int) -> None:
         with contextlib.suppress(httpx.TransportError):
             with httpx.Client(base_url=gateway.client.base_url, timeout=20, trust_env=False) as client:
-                answer = client.post("/tasks", json=tasks[index], headers={"Idempotency-Key": str(tasks[index]["name"])})
+                answer = client.post(
+                    "/tasks", json=tasks[index], headers={"Idempotency-Key": str(tasks[index]["name"])}
+                )
                 if answer.status_code == 200:
                     ids[index] = answer.json()["id"]
 

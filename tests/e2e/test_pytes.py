@@ -13,16 +13,17 @@ pytestmark = [pytest.mark.timeout(60), pytest.mark.filterwarnings("ignore::Depre
 
 
 def task_of(gateway: Gateway, *command: str, name: str = "py-tes") -> tes.Task:
+    url = gateway.write("py-tes.in", "file\n")
     return tes.Task(
         name=name,
         description="made by py-tes",
         executors=[tes.Executor(image=BUSYBOX, command=list(command), env={"A": "b"}, stdout="/out/said")],
-        inputs=[tes.Input(path="/in/content", content="text"), tes.Input(path="/in/file", url=gateway.write("py-tes.in", "file\n"), type="FILE")],
+        inputs=[tes.Input(path="/in/content", content="text"), tes.Input(path="/in/file", url=url, type="FILE")],
         outputs=[tes.Output(path="/out/said", url=gateway.url(f"{name}.out"), type="FILE")],
         resources=tes.Resources(cpu_cores=1, ram_gb=0.25, disk_gb=0.5),
         volumes=["/shared"],
         tags={"by": "py-tes"},
-    )  # fmt: skip
+    )
 
 
 def test_every_call(gateway: Gateway) -> None:

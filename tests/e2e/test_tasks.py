@@ -51,7 +51,7 @@ def test_two_executors_share_a_volume(gateway: Gateway) -> None:
 
 def test_directories_and_wildcards(gateway: Gateway) -> None:
     task = gateway.run(
-        sh("mkdir -p /work/d/sub && echo a > /work/d/a && echo b > /work/d/sub/b && touch /work/p1.txt /work/p2.txt /work/q"),
+        sh("cd /work; mkdir -p d/sub; echo a > d/a; echo b > d/sub/b; touch p1.txt p2.txt q"),
         outputs=[
             output("/work/d", gateway.url("dirout/"), type="DIRECTORY"),
             output("/work/p?.txt", gateway.url("globbed"), path_prefix="/work"),
@@ -60,13 +60,24 @@ def test_directories_and_wildcards(gateway: Gateway) -> None:
     assert task["state"] == "COMPLETE", said(task)
     assert gateway.read("dirout/a") + gateway.read("dirout/sub/b") == "a\nb\n"
     assert sorted(path.name for path in (gateway.files / "globbed").iterdir()) == ["p1.txt", "p2.txt"]
-    assert {found["path"] for found in task["logs"][0]["outputs"]} == {"/work/d/a", "/work/d/sub/b", "/work/p1.txt", "/work/p2.txt"}
+    assert {found["path"] for found in task["logs"][0]["outputs"]} == {
+        "/work/d/a",
+        "/work/d/sub/b",
+        "/work/p1.txt",
+        "/work/p2.txt",
+    }
 
 
 def test_cwl_tes_file_inside_directory(gateway: Gateway) -> None:
     """Every task of cwl-tes: a fresh top-level directory that is workdir, HOME and DIRECTORY, with a FILE inside."""
     task = gateway.run(
-        {"image": BUSYBOX, "command": ["md5sum", "/var/lib/cwl/in.txt"], "workdir": "/uQMmjL", "stdout": "/uQMmjL/md5", "env": {"HOME": "/uQMmjL"}},
+        {
+            "image": BUSYBOX,
+            "command": ["md5sum", "/var/lib/cwl/in.txt"],
+            "workdir": "/uQMmjL",
+            "stdout": "/uQMmjL/md5",
+            "env": {"HOME": "/uQMmjL"},
+        },
         inputs=[{"url": gateway.write("cwl.txt", "hello\n"), "path": "/var/lib/cwl/in.txt", "type": "FILE"}],
         outputs=[
             output("/uQMmjL", gateway.url("tmpx") + "/", type="DIRECTORY"),
@@ -80,8 +91,9 @@ def test_cwl_tes_file_inside_directory(gateway: Gateway) -> None:
 def test_nextflow_request(gateway: Gateway) -> None:
     """The recorded request of nf-ga4gh 1.4: plain paths, no types, an optional output, a directory, scripts outside."""
     work, project = "nf/work/ab/12", "nf/project"
-    gateway.write(f"{work}/.command.sh", "sh $0.dir/hello.sh > b.n; touch part_1.txt part_2.txt; mkdir d_b; echo x > d_b/x; cat b.txt")
-    gateway.write(f"{work}/.command.run", f"sh {gateway.path(project)}/bin/hello.sh > b.n; touch part_1.txt part_2.txt; mkdir d_b; echo x > d_b/x; cat b.txt; echo out > .command.out; echo 0 > .exitcode")
+    gateway.write(f"{work}/.command.sh", "not read here")
+    made = "touch part_1.txt part_2.txt; mkdir d_b; echo x > d_b/x; echo out > .command.out; echo 0 > .exitcode"
+    gateway.write(f"{work}/.command.run", f"sh {gateway.path(project)}/bin/hello.sh > b.n; cat b.txt; {made}")
     gateway.write(f"{project}/bin/hello.sh", "echo hello")
     gateway.write(f"{project}/data/b.txt", "data\n")
     here = gateway.path
@@ -104,7 +116,13 @@ def test_nextflow_request(gateway: Gateway) -> None:
             {"url": here(f"{work}/absent.txt"), "path": "/work/absent.txt", "type": "FILE"},
         ],
         "resources": {"cpu_cores": 1, "ram_gb": 0.25, "disk_gb": 1.0, "backend_parameters_strict": False},
-        "executors": [{"image": BUSYBOX, "command": ["sh", "-c", "sh /work/.command.run 2>&1 | tee /work/.command.log"], "workdir": "/work"}],
+        "executors": [
+            {
+                "image": BUSYBOX,
+                "command": ["sh", "-c", "sh /work/.command.run 2>&1 | tee /work/.command.log"],
+                "workdir": "/work",
+            }
+        ],
         "tags": {"project": "p", "run": "r"},
     }
     answer = gateway.client.post(f"http://127.0.0.1:{gateway.port}/v1/tasks", json=body)
@@ -129,20 +147,17 @@ def test_snakemake_shape(gateway: Gateway) -> None:
 
 def test_pulsar_shape(gateway: Gateway) -> None:
     """Three executors around a staging volume, the tool waits for a file that the first one makes; nulls everywhere."""
-    answer = gateway.client.post(
-        "/tasks",
-        json={
-            "name": "pulsar-1", "id": None, "state": None, "inputs": None, "outputs": None, "logs": None, "tags": None,
-            "creation_time": None, "volumes": ["/pulsar_staging/"],
-            "resources": {"cpu_cores": None, "ram_gb": None, "disk_gb": None, "preemptible": None, "zones": None, "backend_parameters": None, "backend_parameters_strict": False},
-            "executors": [
-                {**sh("mkdir -p /pulsar_staging/1/in; echo data > /pulsar_staging/1/in/x"), "workdir": "/", "env": None, "stdin": None, "stdout": None, "stderr": None},
-                {**sh("while [ ! -e /pulsar_staging/1/in/x ]; do sleep 0.1; done; cp /pulsar_staging/1/in/x /pulsar_staging/1/out"), "workdir": "/"},
-                {**sh("cat /pulsar_staging/1/out"), "workdir": "/"},
-            ],
-        },
-    )  # fmt: skip
-    task = gateway.wait(answer.json()["id"])
+    nothing = dict.fromkeys(["id", "state", "inputs", "outputs", "logs", "tags", "creation_time"])
+    wait = "while [ ! -e /pulsar_staging/1/in/x ]; do sleep 0.1; done"
+    task = gateway.run(
+        sh("mkdir -p /pulsar_staging/1/in; echo data > /pulsar_staging/1/in/x", workdir="/", env=None, stdin=None),
+        sh(f"{wait}; cp /pulsar_staging/1/in/x /pulsar_staging/1/out", workdir="/", stdout=None, stderr=None),
+        sh("cat /pulsar_staging/1/out", workdir="/"),
+        name="pulsar-1",
+        volumes=["/pulsar_staging/"],
+        resources={"cpu_cores": None, "ram_gb": None, "backend_parameters": None, "backend_parameters_strict": False},
+        **nothing,
+    )
     assert (task["state"], logs(task)[2]["stdout"]) == ("COMPLETE", "data\n")
 
 
@@ -169,10 +184,13 @@ def test_odd_names(gateway: Gateway) -> None:
 
 
 def test_places_of_a_task(gateway: Gateway) -> None:
-    """/tmp is private and writable, HOME is writable, inputs are read-only, the work directory is where it was asked."""
+    """/tmp is private and writable, HOME is writable, inputs are read-only, the work directory is the one asked for."""
     gateway.run(sh("echo trace > /tmp/trace"))
     task = gateway.run(
-        sh('echo x > /tmp/x && ls /tmp && echo y > "$HOME/y" && (echo z >> /data/in) 2>/dev/null || echo refused; pwd', workdir="/made/here"),
+        sh(
+            'echo x > /tmp/x && ls /tmp && echo y > "$HOME/y" && (echo z >> /data/in) 2>/dev/null || echo refused; pwd',
+            workdir="/made/here",
+        ),
         inputs=[{"url": gateway.write("kept.txt", "kept\n"), "path": "/data/in", "type": "FILE"}],
     )
     assert (task["state"], logs(task)[0]["stdout"]) == ("COMPLETE", "x\nrefused\n/made/here\n")
@@ -232,7 +250,9 @@ def test_file_outside_of_the_roots(gateway: Gateway) -> None:
     assert "/etc/passwd" in words and "root" in words
     sibling = str(gateway.files) + "-sibling/x"
     assert "root" in refused(gateway, outputs=[output("/out", sibling)])
-    assert "root" in refused(gateway, inputs=[{"url": gateway.url("../data/secret.key"), "path": "/in", "type": "FILE"}])
+    assert "root" in refused(
+        gateway, inputs=[{"url": gateway.url("../data/secret.key"), "path": "/in", "type": "FILE"}]
+    )
 
 
 def test_link_out_of_the_root(gateway: Gateway) -> None:
@@ -294,7 +314,13 @@ def test_out_of_memory(gateway: Gateway) -> None:
 
 
 def test_missing_output_is_noted(gateway: Gateway) -> None:
-    task = gateway.run(sh("true"), outputs=[output("/o/absent", gateway.url("absent")), output("/o/*.none", gateway.url("none"), path_prefix="/o")])
+    task = gateway.run(
+        sh("true"),
+        outputs=[
+            output("/o/absent", gateway.url("absent")),
+            output("/o/*.none", gateway.url("none"), path_prefix="/o"),
+        ],
+    )
     assert task["state"] == "COMPLETE"
     assert "/o/absent" in said(task) and not (gateway.files / "absent").exists()
 
@@ -317,7 +343,12 @@ def test_outputs_after_executor_error(gateway: Gateway) -> None:
 
 
 def test_cancel_while_running(gateway: Gateway) -> None:
-    task_id = gateway.submit({"executors": [sh("echo begun; trap '' TERM; while true; do sleep 0.2; done"), sh("echo never")], "outputs": [output("/o", gateway.url("cancelled"))]})
+    task_id = gateway.submit(
+        {
+            "executors": [sh("echo begun; trap '' TERM; while true; do sleep 0.2; done"), sh("echo never")],
+            "outputs": [output("/o", gateway.url("cancelled"))],
+        }
+    )
     wait_for("the command to begin", lambda: gateway.log(task_id).text == "begun\n")
     gateway.cancel(task_id)
     task = gateway.wait(task_id, "CANCELED", seconds=15)
@@ -374,11 +405,16 @@ def test_logs_while_it_runs_and_by_range(gateway: Gateway) -> None:
 
 def test_a_long_log(gateway: Gateway) -> None:
     """50 MB: whole over the extension route, its tail in the task."""
-    task = gateway.run(sh("yes 0123456789abcdef0123456789abcdef0123456789abcdef | head -c 50000000; echo; echo the end"))
+    task = gateway.run(
+        sh("yes 0123456789abcdef0123456789abcdef0123456789abcdef | head -c 50000000; echo; echo the end")
+    )
     assert task["state"] == "COMPLETE"
     tail = logs(task)[0]["stdout"]
     assert tail.endswith("\nthe end\n") and len(tail) <= 10_240
-    wait_for("the whole log", lambda: gateway.log(task["id"], range="bytes=-8").headers.get("content-range", "").endswith("/50000009"))
+    wait_for(
+        "the whole log",
+        lambda: gateway.log(task["id"], range="bytes=-8").headers.get("content-range", "").endswith("/50000009"),
+    )
     with gateway.client.stream("GET", f"/tasks/{task['id']}/logs/1/0/stdout") as whole:
         assert sum(len(piece) for piece in whole.iter_bytes(1 << 20)) == 50_000_009
 

@@ -32,8 +32,8 @@ ROOT = Path(__file__).resolve().parents[2]
 IS_ROOT = os.geteuid() == 0
 NOBODY = 65534
 KEYS = {
-    "wire", "exit_code", "signal", "terminated", "timed_out", "oom_killed", "killed", "error", "errno", "start_ns", "end_ns",
-    "user_us", "system_us", "max_rss_bytes", "stdout_bytes", "stderr_bytes",
+    "wire", "exit_code", "signal", "terminated", "timed_out", "oom_killed", "killed", "error", "errno", "start_ns",
+    "end_ns", "user_us", "system_us", "max_rss_bytes", "stdout_bytes", "stderr_bytes",
 }  # fmt: skip
 
 

@@ -61,7 +61,7 @@ def test_a_full_disk_leaves_no_torn_line(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_no_journal_through_a_link(tmp_path: Path) -> None:
     (tmp_path / "journal").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="symbolic links"):
         Journal(str(tmp_path / "journal"))
 
 

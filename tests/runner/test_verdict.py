@@ -95,7 +95,9 @@ ROWS = [
 ]
 
 
-@pytest.mark.parametrize("ending, kind, code, sentence", [row[1:] for row in ROWS], ids=[row[0] for row in ROWS])
+@pytest.mark.parametrize(
+    ("ending", "kind", "code", "sentence"), [row[1:] for row in ROWS], ids=[row[0] for row in ROWS]
+)
 def test_rows(ending: Ending, kind: str, code: Optional[int], sentence: Optional[str]) -> None:
     verdict = judge(0, PLAIN, ending, ram_bytes=1_000_000_000)
     assert (verdict.kind, verdict.exit_code) == (kind, code)
@@ -105,7 +107,9 @@ def test_rows(ending: Ending, kind: str, code: Optional[int], sentence: Optional
         assert sentence in (verdict.sentence or "")
 
 
-@pytest.mark.parametrize("ending, kind, code, sentence", [row[1:] for row in ROWS], ids=[row[0] for row in ROWS])
+@pytest.mark.parametrize(
+    ("ending", "kind", "code", "sentence"), [row[1:] for row in ROWS], ids=[row[0] for row in ROWS]
+)
 def test_ignore_error_turns_executor_errors_and_nothing_else(
     ending: Ending, kind: str, code: Optional[int], sentence: Optional[str]
 ) -> None:

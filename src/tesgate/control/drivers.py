@@ -230,13 +230,16 @@ class Drivers:
             return None
         if followed.lost is not None:
             # Where the row has moved on since it was read, the backend is asked again: its watch may say it only once.
-            followed.lost = None if await self._lose(held, followed.lost) else await _seen_lost(backend, ref)
+            lost = followed.lost
+            seen = None if await self._lose(held, lost) else await _seen_lost(backend, ref)
+            if followed.lost is lost:
+                followed.lost = seen
             return await self._read(held)
         if held.state == "CANCELING":
             await backend.cancel(ref, self._grace)
-            if backend.keeps and (lost := await _seen_lost(backend, ref)) is not None:
+            if backend.keeps and (seen := await _seen_lost(backend, ref)) is not None:
                 # Such as one that was never launched: nobody else would say that it has stopped.
-                followed.lost = lost
+                followed.lost = seen
                 return held
         elif held.phase == "assigned" and held.handle is None:
             handle = await backend.launch(Launch(ref))
@@ -249,10 +252,10 @@ class Drivers:
             followed.looked = True
         elif backend.keeps and not followed.looked:
             # Taken over: what happened while nobody followed it, no watch will say.
-            followed.lost = followed.lost or await _seen_lost(backend, ref)
-            followed.looked = True
-            if followed.lost is not None:
+            if (seen := await _seen_lost(backend, ref)) is not None:
+                followed.lost = seen
                 return held
+            followed.looked = True
         await followed.changed.wait()
         followed.changed = anyio.Event()
         return await self._read(held)

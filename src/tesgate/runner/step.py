@@ -176,12 +176,14 @@ class Step:
         if home is not None:
             env.setdefault("HOME", home)
         binds = [Bind(self._exec_path, EXEC_TARGET, read_only=True), Bind(control, CONTROL_TARGET)]
-        for mount in plan.mounts:
-            binds.append(Bind(os.path.join(self._dir, mount.source), mount.target, read_only=mount.read_only))
+        binds.extend(
+            Bind(os.path.join(self._dir, mount.source), mount.target, read_only=mount.read_only)
+            for mount in plan.mounts
+        )
         return StepSpec(
             name=self.name,
             image=executor.image,
-            argv=argv + ["--", *executor.command],
+            argv=[*argv, "--", *executor.command],
             root=os.path.join(self._dir, "rw"),
             control=control,
             env=env,
@@ -258,8 +260,9 @@ class Step:
         return ending or Ending(cause="it ended while the engine could not be reached (%s)" % exc.sentence.rstrip("."))
 
     def _locked(self) -> bool:
-        """Whether exec lives, by the lock on its marker. Only a marker with content is tried: before that exec might
-        be about to take the lock, and must not find ours.
+        """Whether exec lives, by the lock on its marker.
+
+        Only a marker with content is tried: before that exec might be about to take the lock, and must not find ours.
         """
         try:
             handle = os.open(

@@ -168,7 +168,7 @@ def pack(root: str, paths: List[str]) -> Iterator[bytes]:
     yield b"\0" * (2 * tarfile.BLOCKSIZE)
 
 
-def directories(paths: List[str]) -> Iterator[bytes]:
+def empty_directories(paths: List[str]) -> Iterator[bytes]:
     """A tar stream of empty directories that everybody may write, in the order given."""
     for path in paths:
         info = tarfile.TarInfo("/".join(parts_of(path)))

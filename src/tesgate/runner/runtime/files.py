@@ -11,7 +11,7 @@ from typing import IO, Any, Dict, Iterator, List, Pattern, cast
 from urllib3.exceptions import HTTPError
 
 from ..transfer.globs import base_of, expand_braces, regex
-from .archive import UnsafePath, directories, extract, pack, parts_of
+from .archive import UnsafePath, empty_directories, extract, pack, parts_of
 from .base import Bind, Collect, EngineUnavailable, RuntimeFault, StepRefused
 from .engine import Engine, EngineError, Stream, in_path
 
@@ -46,7 +46,7 @@ class ContainerFiles:
         targets = [bind.target for bind in binds]
         missing = await self._engine.call(self._missing_parents, name, items, targets)
         if missing:
-            await self._engine.call_stream(_bound(self._put_blocks, name, directories(missing)), timeout=_IDLE)
+            await self._engine.call_stream(_bound(self._put_blocks, name, empty_directories(missing)), timeout=_IDLE)
         paths = await self._engine.call(_present, items, root, targets)
         if paths:
             await self._engine.call_stream(_bound(self._put, name, root, paths), timeout=_IDLE)
