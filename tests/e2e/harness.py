@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -68,6 +69,7 @@ class Gateway:
 
     def __init__(self, base: Path, runtime: str, *, socket: str = USUAL_SOCKET, **settings: str) -> None:
         """`settings`: names as in the environment, without the prefix, in place of `SETTINGS`."""
+        base = base.resolve()
         self.data, self.files, self.runtime = base / "data", base / "files", runtime
         self.files.mkdir(parents=True)
         self.socket = socket
@@ -178,11 +180,12 @@ class Gateway:
                 agent.wait(10)
             except psutil.TimeoutExpired:
                 agent.kill()
-        if (self.data / "postgres").exists() and (server := Postmaster.read((self.data / "postgres").resolve())):
-            cluster = (self.data / "postgres").resolve()
-            if server.is_alive(cluster):
-                os.kill(server.pid, signal.SIGINT)
-                wait_for("PostgreSQL to end", lambda: not server.is_alive(cluster))
+        cluster = (self.data / "postgres").resolve()
+        if (server := Postmaster.read(cluster)) and server.is_alive(cluster):
+            os.kill(server.pid, signal.SIGINT)
+            wait_for("PostgreSQL to end", lambda: not server.is_alive(cluster))
+        if cluster != self.data / "postgres":  # in /var/lib/tesgate, where its unprivileged user can reach it
+            shutil.rmtree(cluster, ignore_errors=True)
         self.client.close()
 
     # the API

@@ -29,6 +29,8 @@ class Bench:
         self.token_file.write_text(AGENT_TOKEN + "\n")
         self.options = list(options or [])
         self.python = [sys.executable, "-W", "error"]
+        self.program: Optional[List[str]] = None
+        """How to call the runner, where it is not this Python's module."""
         self.python_path = [path for path in sys.path if path]
         self.gateway = FakeGateway()
         self.gateway.start()
@@ -42,7 +44,8 @@ class Bench:
         environment.pop("TESGATE_TEST_CRASH_AT", None)
         if crash_at is not None:
             environment["TESGATE_TEST_CRASH_AT"] = crash_at
-        command = [*self.python, "-m", "tesgate.runner", "agent", "--url", self.gateway.url]
+        program = self.program or [*self.python, "-m", "tesgate.runner"]
+        command = [*program, "agent", "--url", self.gateway.url]
         command += ["--token-file", str(self.token_file), "--scratch", str(self.scratch), "--runtime", self.runtime]
         command += ["--root", "data=%s" % self.root, *self.options, *more]
         with self.log_path.open("ab") as log:

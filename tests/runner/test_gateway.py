@@ -102,7 +102,7 @@ def test_no_gateway_is_unavailable_and_its_return_wakes_those_who_wait(gateway: 
     async def main() -> None:
         client = _client(gateway, token_file)
         gateway.stop()
-        with pytest.raises(Unavailable):  # noqa: PT012 - what is raised comes out of a task group
+        with pytest.raises(Unavailable):
             await client.register(FACTS)
         assert not client.reachable
         gateway.start()

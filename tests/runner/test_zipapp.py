@@ -6,13 +6,14 @@ import os
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
-from tests.runner.python39 import python39
+from tests.runner.bench import Bench
 from tests.runner.test_exec import load
 
 pytestmark = [
@@ -45,30 +46,23 @@ def zipapp(builder: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 class Python:
-    """A Python 3.9 and the zipapp where it sees it."""
+    """A Python 3.9 and the zipapp, which brings its dependencies itself (-I: nothing else is looked at)."""
 
-    def __init__(self, command: list[str], zipapp: str) -> None:
-        self.command = command
-        self.zipapp = zipapp
+    def __init__(self, bed: Any, zipapp: Path) -> None:
+        self.bed = bed
+        self.zipapp = str(zipapp)
 
-    def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        line = [*self.command, *arguments]
-        env = {"PATH": os.environ["PATH"], **environment}
-        return subprocess.run(line, capture_output=True, text=True, timeout=120, check=False, env=env)
+    def command(self, *arguments: str, writable: Sequence[Path] = ()) -> list[str]:
+        shared = [Path(self.zipapp).parent, *writable]
+        return list(self.bed.command("-I", *arguments, writable=shared))
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(self.command(*arguments), capture_output=True, text=True, timeout=120, check=False)
 
 
 @pytest.fixture
-def python(zipapp: Path) -> Iterator[Python]:
-    command = python39()
-    if command is None:
-        pytest.skip("no Python 3.9 here: set TESGATE_PYTHON39, or TESGATE_BEDS to a directory with a bullseye chroot")
-    if command[0] != "chroot":
-        yield Python(command, str(zipapp))
-        return
-    inside = Path(command[1]) / "tmp" / f"tesgate-runner-{os.getpid()}.pyz"
-    inside.write_bytes(zipapp.read_bytes())
-    yield Python(command, f"/tmp/{inside.name}")
-    inside.unlink()
+def python(zipapp: Path, python39: Any) -> Python:
+    return Python(python39, zipapp)
 
 
 def test_is_small_and_the_same_each_time(zipapp: Path, builder: ModuleType, tmp_path: Path) -> None:
@@ -102,7 +96,7 @@ files = {n: getattr(m, "__file__", None) for n, m in sys.modules.items() if n.pa
 foreign = [n for n, file in files.items() if file and sys.argv[1] not in file]
 print(sys.version_info[:2], len(names), sorted(foreign), tesgate.__version__)
 """
-    done = python.run("-I", "-c", script, python.zipapp)
+    done = python.run("-c", script, python.zipapp)
     assert done.returncode == 0, done.stderr
     version, _, rest = done.stdout.partition(") ")
     count, foreign, tesgate_version = rest.split()
@@ -129,7 +123,7 @@ else:
 print(subprocess.check_output([str(path), "version"], text=True).strip())
 print(path)
 """
-    done = python.run("-I", "-c", script, python.zipapp)
+    done = python.run("-c", script, python.zipapp)
     assert done.returncode == 0, done.stderr
     version, path = done.stdout.splitlines()
     assert version.startswith("tesgate-exec ")
@@ -137,13 +131,27 @@ print(path)
 
 
 def test_runs_as_a_program(python: Python) -> None:
-    main = ROOT / "src/tesgate/runner/__main__.py"
-    if not main.is_file() or not main.read_text().strip():
-        pytest.skip("src/tesgate/runner/__main__.py is not written yet")
     for arguments in (["--help"], ["agent", "--help"]):
         done = python.run(python.zipapp, *arguments)
         assert done.returncode == 0, done.stderr
         assert "usage" in done.stdout.lower()
+
+
+def test_carries_out_a_task_and_goes_on_after_a_kill(python: Python, docker_bench: Bench, docker: Any) -> None:
+    """A whole attempt on Python 3.9 out of the one file: staged, run, killed in the middle, taken up, stored."""
+    bench = docker_bench
+    socket = os.path.realpath(docker.socket)
+    bench.options = ["--docker-socket", socket]
+    bench.program = python.command(python.zipapp, writable=[bench.directory, Path(socket)])
+    bench.start("between-executors")
+    key = bench.gateway.assign(bench.counted())
+    assert bench.process is not None
+    assert bench.process.wait(60) != 0, bench.log()
+    bench.start()
+    said, body = bench.gateway.end_of(key)
+    assert (said, body["state"]) == ("finish", "COMPLETE"), bench.log()
+    assert bench.output("count.txt") == "run-0\nrun-1\n"
+    bench.nothing_left(key)
 
 
 def test_an_older_python_gets_a_sentence(zipapp: Path) -> None:

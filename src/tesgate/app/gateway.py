@@ -103,7 +103,8 @@ class Gateway:
             policy=Policy(
                 lease=timedelta(seconds=control.publish_lease),
                 grace=self._grace,
-                longest_poll=timedelta(seconds=20),
+                # An agent that is held is silent meanwhile, and must not be taken for lost.
+                longest_poll=timedelta(seconds=min(20.0, control.agent_lost_after / 3)),
                 retries=self._retries,
             ),
             plan_for=self._plan_for,

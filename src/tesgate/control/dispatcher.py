@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from tesgate.control.held import Trust
-from tesgate.model.placement import Candidate, Placement, place
+from tesgate.model.placement import AgentRoom, Candidate, Placement, place
 from tesgate.store.agents import AgentStore
 from tesgate.store.attempts import Assigned, AttemptStore
 from tesgate.store.tasks import TaskStore
@@ -60,10 +60,23 @@ class Dispatcher:
         placement = place(
             candidates, rooms, reserve_after=self._reserve_after, known_roots=self._known_roots, hint=self._hint()
         )
+        if placement.refused:
+            await self._reconsider(candidates, rooms, placement)
         given = await self._give(placement)
         await self._explain(candidates, placement)
         # All picks went through and the head was full of work: look at what stood behind it.
         return bool(given) and len(given) == len(placement.picks) and len(candidates) == self._batch
+
+    async def _reconsider(
+        self, candidates: Sequence[Candidate], rooms: Sequence[AgentRoom], placement: Placement
+    ) -> None:
+        """A path that only agents know that are lost is waited for: they may come back."""
+        known = [*self._known_roots, *await self._agents.lost_roots(self._pool)]
+        refused = [candidate for candidate in candidates if candidate.task_id in placement.refused]
+        again = place(refused, rooms, reserve_after=self._reserve_after, known_roots=known, hint=self._hint())
+        placement.reasons.update(again.reasons)
+        placement.refused.clear()
+        placement.refused.update(again.refused)
 
     async def _give(self, placement: Placement) -> list[Assigned]:
         if not placement.picks:

@@ -65,7 +65,7 @@ class Drivers:
         self._crash_limit = crash_limit
         self._followed: dict[Name, _Followed] = {}
         self._by_task: dict[str, Name] = {}
-        self._new: deque[Held] = deque()
+        self._new: deque[tuple[Held, _Followed]] = deque()
         self._arrived = anyio.Event()
         self._look_again = anyio.Event()
 
@@ -98,6 +98,7 @@ class Drivers:
         """A task's row changed; an empty id: all may have."""
         if not task_id:
             self._look_again.set()
+            self._look_again = anyio.Event()
         elif (name := self._by_task.get(task_id)) is not None:
             self._followed[name].wake()
 
@@ -120,12 +121,14 @@ class Drivers:
 
     def drop_all(self) -> None:
         """Past the trust window nothing that was held is ours for certain."""
-        for followed in list(self._followed.values()):
+        for followed in self._followed.values():
             followed.scope.cancel()
+        # At once, not when the drivers have gone: a statement of theirs may still hang while `compare` looks here.
+        self._followed.clear()
+        self._by_task.clear()
 
     async def compare(self) -> None:
         """One statement for all: follow what the rows say this replica holds, and nothing else."""
-        self._look_again = anyio.Event()
         held = {(item.task_id, item.number): item for item in await self._attempts.held(self._trust.holder)}
         for name, item in held.items():
             if name in self._followed:
@@ -152,9 +155,10 @@ class Drivers:
     def _follow(self, held: Held) -> None:
         name = (held.task_id, held.number)
         if name not in self._followed:
-            self._followed[name] = _Followed(since=anyio.current_time(), keeps=self._backends[held.backend].keeps)
+            followed = _Followed(since=anyio.current_time(), keeps=self._backends[held.backend].keeps)
+            self._followed[name] = followed
             self._by_task[held.task_id] = name
-            self._new.append(held)
+            self._new.append((held, followed))
             self._arrived.set()
 
     async def run(self) -> None:
@@ -162,53 +166,56 @@ class Drivers:
         async with anyio.create_task_group() as group:
             while True:
                 while self._new:
-                    held = self._new.popleft()
-                    group.start_soon(self._guarded, held, name=f"driver-{held.task_id}")
+                    held, followed = self._new.popleft()
+                    group.start_soon(self._guarded, held, followed, name=f"driver-{held.task_id}")
                 await self._arrived.wait()
                 self._arrived = anyio.Event()
 
-    async def _guarded(self, held: Held) -> None:
+    async def _guarded(self, held: Held, followed: _Followed) -> None:
         name = (held.task_id, held.number)
-        followed = self._followed[name]
         try:
             with followed.scope:
                 await self._drive(held, followed)
         finally:
-            self._followed.pop(name, None)
-            if self._by_task.get(held.task_id) == name:
-                del self._by_task[held.task_id]
+            # After `drop_all` the name may be another driver's.
+            if self._followed.get(name) is followed:
+                del self._followed[name]
+                if self._by_task.get(held.task_id) == name:
+                    del self._by_task[held.task_id]
 
     async def _drive(self, held: Held, followed: _Followed) -> None:
         """Follow until the attempt is over; an exception of ours is counted in the row, and at the limit given up."""
         current: Held | None = held
+        crash: Exception | None = None
         failures = 0
         while current is not None:
             try:
-                current = await self._step(current, followed)
+                if failures:
+                    # In here, too: whatever goes wrong while a fault is looked after ends no other driver.
+                    current, crash = await self._after(held, crash), None
+                if current is not None:
+                    current = await self._step(current, followed)
                 failures = 0
             except (BackendError, DatabaseUnavailable) as error:
-                failures += 1
                 log.warning("following interrupted", task=held.task_id, attempt=held.number, error=str(error))
+                failures += 1
                 await anyio.sleep(min(30.0, 0.2 * 2 ** min(failures, 8)))
-                current = await self._read_patiently(held)
             except Exception as error:
                 log.exception("driver crashed", task=held.task_id, attempt=held.number)
+                crash = error
                 failures += 1
                 await anyio.sleep(min(5.0, 0.1 * 2 ** min(failures, 6)))
-                counted = await self._attempts.count_crash(self._trust.holder, held.task_id, held.number)
-                if counted is None:
-                    return
-                if counted[0] >= self._crash_limit:
-                    await self._give_up(held, counted[1], f"following this attempt failed {counted[0]} times: {error}")
-                    return
-                current = await self._read_patiently(held)
 
-    async def _read_patiently(self, held: Held) -> Held | None:
-        while True:
-            try:
-                return await self._read(held)
-            except DatabaseUnavailable:
-                await anyio.sleep(1)
+    async def _after(self, held: Held, crash: Exception | None) -> Held | None:
+        """Count a crash, if it was one; the row to go on with, or None: given up, or another's."""
+        if crash is not None:
+            counted = await self._attempts.count_crash(self._trust.holder, held.task_id, held.number)
+            if counted is None:
+                return None
+            if counted[0] >= self._crash_limit:
+                await self._give_up(held, counted[1], f"following this attempt failed {counted[0]} times: {crash}")
+                return None
+        return await self._read(held)
 
     async def _read(self, held: Held) -> Held | None:
         rows = await self._attempts.held(self._trust.holder, held.task_id)

@@ -43,11 +43,14 @@ class Keeper:
 
     async def once(self) -> bool:
         """One heartbeat. Raises `Superseded`."""
-        asked_at = self._trust.now()
+        # After a stop of the process this may run before `watch_trust`, and must not hide that others took over.
+        await self.watch_trust()
+        asked_at, heard = self._trust.now(), self._wakes.voices
         others = await self._replicas.beat(self._trust.holder)
         if others is None:
             raise Superseded("another process took over this replica's next epoch")
-        self._wakes.alone = others == 0
+        # Who has entered since the question was answered has announced itself.
+        self._wakes.alone = others == 0 and self._wakes.voices == heard
         self._trust.renew(asked_at)
         if not self._adopts:
             return False
@@ -55,6 +58,9 @@ class Keeper:
         if adopted:
             log.info("adopted", attempts=len(adopted))
         if adopted or self._let_go:
+            if self._let_go:
+                # The others may think that they are alone.
+                self._wakes.announce()
             self._let_go = False
             await self._drivers.compare()
         return False

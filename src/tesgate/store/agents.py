@@ -119,6 +119,11 @@ class AgentStore:
             for row in rows
         ]
 
+    async def lost_roots(self, pool: str) -> list[tuple[str, bool]]:
+        """File roots (path, writable) of agents of this pool that were declared lost."""
+        rows = await self._database.fetch(self._sql["lost_roots"], pool)
+        return [(row["root"]["path"], bool(row["root"].get("writable", True))) for row in rows]
+
     async def count_silence(self) -> list[Silence]:
         """One good tick more of silence for every open agent (a poll sets it back)."""
         rows = await self._database.fetch(self._sql["count_silence"])

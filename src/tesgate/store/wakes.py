@@ -28,8 +28,10 @@ class Wakes:
         self._tell_driver: Callable[[str], None] = lambda task_id: None
         self._tell_ended: Callable[[str], None] = lambda task_id: None
         self.closing = False
-        self.alone = True
+        self.alone = False
         """No other replica lives, so nobody has to be notified. A replica that comes announces itself."""
+        self.voices = 0
+        """How many notifications were heard."""
 
     def connect(self, *, send: Callable[[str, str], None]) -> None:
         """From now on the other replicas hear of it too: `send(channel, id)`."""
@@ -63,7 +65,7 @@ class Wakes:
         self._send(TASK, task_id)
 
     def announce(self) -> None:
-        """This replica is new: the others must not think that they are alone."""
+        """This replica is new, or was away: the others must not think that they are alone."""
         self._send_on(QUEUE, "")
 
     def _send(self, channel: str, payload: str) -> None:
@@ -75,6 +77,7 @@ class Wakes:
     def heard(self, channel: str, payload: str) -> None:
         """A notification came in: ids joined by commas; none means: anything may have changed."""
         self.alone = False
+        self.voices += 1
         if channel == QUEUE:
             self._wake_queue()
         elif channel == AGENT:

@@ -36,6 +36,10 @@ SELECT id, pool, host, cpu_milli, ram_bytes, disk_bytes, used_cpu_milli, used_ra
        roots, labels, draining, session, silent_ticks, program_version, seen_at
 FROM agent WHERE state = 'open' ORDER BY id;
 
+-- name: lost_roots
+-- Lost agents may come back, and their roots with them.
+SELECT DISTINCT r.root FROM agent, jsonb_array_elements(roots) AS r(root) WHERE state = 'closed' AND pool = $1;
+
 -- name: count_silence
 -- One good tick: gateway and database both worked since the last one.
 UPDATE agent SET silent_ticks = silent_ticks + 1 WHERE state = 'open'

@@ -12,13 +12,18 @@ RETURNING (SELECT count(*) FROM replica r
            WHERE r.id <> $1 AND r.left_at IS NULL AND r.seen_at > now() - interval '1 minute') AS others;
 
 -- name: leave
-UPDATE replica SET left_at = now() WHERE id = $1 AND epoch = $2;
+-- Stopped in order. What it followed is nobody's from here on: whoever adopts it, its own next epoch too, counts no crash.
+WITH gone AS (
+    UPDATE replica SET left_at = now() WHERE id = $1 AND epoch = $2
+)
+UPDATE task SET replica_id = NULL, replica_epoch = NULL, version = version + 1
+WHERE replica_id = $1 AND replica_epoch = $2 AND (phase IN ('assigned', 'started') OR NOT released);
 
 -- name: adopt
 -- protocol: adopt. Taken from whoever is silent, gone, or of an older epoch; a crash is counted only if they crashed.
 -- A task that waits for a further attempt is nobody's to follow.
 WITH t AS (
-    SELECT t.id, r.left_at IS NULL AS crashed
+    SELECT t.id, t.replica_id IS NOT NULL AND r.left_at IS NULL AS crashed
     FROM task t LEFT JOIN replica r ON r.id = t.replica_id
     WHERE (t.phase IN ('assigned', 'started') OR t.phase = 'ended' AND NOT t.released)
       AND (t.replica_id IS NULL OR r.id IS NULL OR r.epoch <> t.replica_epoch OR r.left_at IS NOT NULL
