@@ -129,6 +129,8 @@ class Drivers:
 
     async def compare(self) -> None:
         """One statement for all: follow what the rows say this replica holds, and nothing else."""
+        if not self._trust.holds():
+            return  # the keeper calls again after the next heartbeat
         held = {(item.task_id, item.number): item for item in await self._attempts.held(self._trust.holder)}
         for name, item in held.items():
             if name in self._followed:
