@@ -144,7 +144,7 @@ class Metrics:
     tasks_total: Counter = field(init=False)
     """Tasks that reached a state, by ``state`` and ``backend``."""
     tasks: Gauge = field(init=False)
-    """Tasks now, by ``state``."""
+    """Tasks that have not ended, by ``state`` and ``backend`` of the current attempt (``none`` before one)."""
     queue_age: Gauge = field(init=False)
     """Age of the oldest waiting task (seconds)."""
     attempts_total: Counter = field(init=False)
@@ -172,7 +172,7 @@ class Metrics:
         to = self.registry
         put("tasks_submitted", Counter("tesgate_tasks_submitted", "Tasks stored by this replica", registry=to))
         put("tasks_total", Counter("tesgate_tasks", "Tasks that reached a state", ["state", "backend"], registry=to))
-        put("tasks", Gauge("tesgate_tasks_now", "Tasks now", ["state"], registry=to))
+        put("tasks", Gauge("tesgate_tasks_now", "Tasks now", ["state", "backend"], registry=to))
         put("queue_age", Gauge("tesgate_queue_age_seconds", "Age of the oldest waiting task", registry=to))
         put("attempts_total", Counter("tesgate_attempts", "Attempts that ended", ["verdict", "backend"], registry=to))
         put("loop_lag", Gauge("tesgate_loop_lag_seconds", "How late the event loop is", registry=to))

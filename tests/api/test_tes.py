@@ -329,6 +329,22 @@ async def test_pages_of_others_cannot_start_tasks(client: Client) -> None:
             refused(await client.post(f"{TES}/tasks/x:cancel", headers=headers), 403)
 
 
+async def test_browsers_read_under_local_names_only(client: Client) -> None:
+    """DNS rebinding: to the browser the stranger's page is of the same origin, and sends no Origin with a GET."""
+    for host, allowed in (("127.0.0.1:8000", True), ("[::1]:8000", True), ("rebound.example:8000", False)):
+        headers = {"Host": host, "Sec-Fetch-Site": "same-origin"}
+        answer = await client.get(f"{TES}/tasks", headers=headers)
+        log = await client.get(f"{TES}/tasks/{'0' * 26}/logs/1/0/stdout", headers=headers)
+        if allowed:
+            assert answer.status_code == 200
+            assert log.status_code == 404
+        else:
+            refused(answer, 403, "localhost")
+            refused(log, 403)
+    # Programs are not browsers; whatever name leads here is theirs to know.
+    assert (await client.get(f"{TES}/tasks", headers={"Host": "tes.example"})).status_code == 200
+
+
 @pytest.mark.parametrize(
     "path",
     [

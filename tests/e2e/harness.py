@@ -161,9 +161,10 @@ class Gateway:
             self.start()
 
     def postmaster(self) -> Postmaster:
-        """The embedded PostgreSQL."""
+        """The embedded PostgreSQL. Raises OSError while it has not written its file."""
         found = Postmaster.read((self.data / "postgres").resolve())
-        assert found is not None
+        if found is None:
+            raise FileNotFoundError(self.data / "postgres/postmaster.pid")
         return found
 
     def close(self) -> None:

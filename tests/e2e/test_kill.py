@@ -38,7 +38,7 @@ POINTS = (
     "after-finish",
     "before-release",
 )
-ON_DOCKER = ("before-launch:1", "after-launch:1", "between-executors:1", "before-publish", "before-release")
+ON_DOCKER = ("before-launch:1", "after-launch:1", "before-publish", "before-release")
 
 _numbers = itertools.count(1)
 

@@ -88,6 +88,14 @@ def test_time_limits(bench: Bench) -> None:
     assert any("the task ran longer than its limit of 1 s" in line for line in body["snapshot"]["system_logs"])
 
 
+def test_a_task_whose_time_is_up_before_its_executor_begins_has_an_exit_code(bench: Bench) -> None:
+    """Clients read logs[0].logs[0].exit_code of every EXECUTOR_ERROR."""
+    bench.start()
+    key = bench.gateway.assign(bench.plan("true", timeout=0.001))
+    body = _end(bench, key)
+    assert (body["state"], _codes(body)) == ("EXECUTOR_ERROR", [124])
+
+
 def test_missing_input_is_a_system_error(bench: Bench) -> None:
     bench.start()
     inputs = [Input(path="/work/x", place="rw/work/x", url=(bench.root / "missing").as_uri())]

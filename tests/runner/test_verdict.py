@@ -91,7 +91,7 @@ ROWS = [
     ),
     ("marker without result", Ending(Result(killed=True)), FAILED, None, "executor 0 has no result"),
     ("host that shuts down", Ending(Result(signal=15, terminated=15)), FAILED, None, "ended from outside by signal 15"),
-    ("garbled", Ending(garbled="it is no JSON"), EXECUTOR_ERROR, None, "wrote into its control directory"),
+    ("garbled", Ending(garbled="it is no JSON"), EXECUTOR_ERROR, 125, "wrote into its control directory"),
 ]
 
 

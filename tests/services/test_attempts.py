@@ -219,6 +219,13 @@ async def test_an_older_session_is_gone(room: Room) -> None:
         await room.service.poll("default", old)
 
 
+async def test_a_token_of_another_pool_cannot_take_an_agent_over(room: Room) -> None:
+    facts = AgentFacts("agent1", "elsewhere", "0", Resources(4, 10**12, 10**12), runtimes=["docker"])
+    with pytest.raises(Gone):
+        await room.service.register("other", facts)
+    assert not (await room.poll()).forget  # the session is still the newest
+
+
 async def test_a_row_that_cannot_be_planned_ends_and_stops_nobody_else(room: Room) -> None:
     bad, good = await room.rows.submit(), await room.rows.submit()
     room.broken_plans.add(bad)

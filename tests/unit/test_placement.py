@@ -58,6 +58,16 @@ def test_says_that_nobody_is_there_and_that_nobody_is_large_enough() -> None:
     assert "no agent is connected" in place([task("t")], [agent("x", draining=True)], reserve_after=30).reasons["t"]
 
 
+def test_an_agent_without_a_working_engine_gets_nothing() -> None:
+    result = place([task("t")], [agent("x", runtimes=())], reserve_after=30)
+    assert picks(result) == []
+    assert "no connected agent has a container engine" in result.reasons["t"]
+    assert picks(place([task("t")], [agent("x", runtimes=()), agent("y")], reserve_after=30)) == [("t", "y")]
+    alone = [agent("x", runtimes=("bubblewrap",))]
+    assert picks(place([task("t")], alone, reserve_after=30, refused_runtimes=["bubblewrap"])) == []
+    assert picks(place([task("t")], alone, reserve_after=30)) == [("t", "x")]
+
+
 def test_paths_need_a_root_and_writing_needs_a_writable_one() -> None:
     reader = task("r", paths=(("/data/in", False),))
     writer = task("w", paths=(("/data/out", True),))

@@ -1,1 +1,1 @@
-"""TODO-docstring."""
+"""HTTP only: parse, call a service, answer."""

@@ -6,7 +6,9 @@ from collections.abc import Awaitable, Callable
 
 from fastapi import Request
 
+from tesgate.api.body import headers_of
 from tesgate.api.context import ApiContext
+from tesgate.api.origin import check_browser
 from tesgate.model.caller import Caller
 
 __all__ = ["caller_of"]
@@ -16,6 +18,7 @@ def caller_of(context: ApiContext) -> Callable[[Request], Awaitable[Caller]]:
     """A dependency that gives the caller, or 401."""
 
     async def caller(request: Request) -> Caller:
+        check_browser(headers_of(request.scope), context.settings)
         return await context.authenticator.caller(request.scope["headers"])
 
     return caller

@@ -15,7 +15,7 @@ from starlette.routing import Route
 
 from tesgate.errors import BadRequest, NotFound, TooLarge, Unauthorized
 from tesgate.runner.report import AgentFacts, Answer, PollRequest, Report
-from tesgate.runner.wire import WireError, decode, encode
+from tesgate.runner.wire import WIRE, WireError, decode, encode
 from tesgate.services.attempts import AttemptService
 from tesgate.storage.workspace import Stream
 
@@ -126,7 +126,10 @@ async def _bytes(request: Request, limit: int) -> bytes:
 
 async def _body(cls: type[T], request: Request) -> T:
     try:
-        return decode(cls, json.loads(await _bytes(request, MAX_BODY)))
+        value = json.loads(await _bytes(request, MAX_BODY))
+        if isinstance(value, dict) and isinstance(wire := value.get("wire", WIRE), int) and wire > WIRE:
+            raise BadRequest(f"the message speaks wire {wire}, this gateway {WIRE}: upgrade the gateways first")
+        return decode(cls, value)
     except (ValueError, RecursionError) as error:
         detail = error if isinstance(error, WireError) else "not JSON"
         raise BadRequest(f"a message of the wire was expected: {detail}") from None

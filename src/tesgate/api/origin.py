@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from tesgate.config import Settings
 from tesgate.errors import Forbidden
 
-__all__ = ["check_origin"]
+__all__ = ["check_browser", "check_origin"]
 
 
 def check_origin(headers: Mapping[bytes, bytes], settings: Settings) -> None:
@@ -32,6 +32,21 @@ def check_origin(headers: Mapping[bytes, bytes], settings: Settings) -> None:
     raise Forbidden(
         f"Pages of {origin[:200]} may not do this here; the gateway's operator can allow them with cors.allow_origins."
     )
+
+
+def check_browser(headers: Mapping[bytes, bytes], settings: Settings) -> None:
+    """Raise `Forbidden` where a browser reads from a gateway without authentication under a name that is a stranger's.
+
+    A page whose name leads to loopback (DNS rebinding) is of the same origin to the browser, so reads carry no
+    ``Origin``; but browsers, and only they, send ``Sec-Fetch-Site``.
+    """
+    if b"sec-fetch-site" not in headers or settings.auth.mode != "none" or settings.auth.allow_unauthenticated_network:
+        return
+    host = urlsplit("//" + headers.get(b"host", b"").decode("latin-1")).hostname or ""
+    if not _is_local(host):
+        raise Forbidden(
+            f"Open this gateway as 127.0.0.1 or localhost; {host[:200]!r} is a name that somebody else may own."
+        )
 
 
 def _is_local(host: str) -> bool:

@@ -21,7 +21,7 @@ from tesgate import __version__
 from tesgate.api.body import check_media_type, headers_of, parse_json, read_body
 from tesgate.api.context import ApiContext
 from tesgate.api.middleware import ROUTE
-from tesgate.api.origin import check_origin
+from tesgate.api.origin import check_browser, check_origin
 from tesgate.errors import BadRequest, MethodNotAllowed, TaskNotFound
 from tesgate.ga4gh import tes
 from tesgate.ga4gh.common import Organization
@@ -110,7 +110,9 @@ class TesRoutes(BaseRoute):
             await send({"type": "http.response.start", "status": 204, "headers": [(b"allow", allow)]})
             await send({"type": "http.response.body", "body": b""})
             return
-        body = await handler(_Call(scope, receive, headers_of(scope), found))
+        headers_in = headers_of(scope)
+        check_browser(headers_in, self._context.settings)
+        body = await handler(_Call(scope, receive, headers_in, found))
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": b"" if method == "HEAD" else body})

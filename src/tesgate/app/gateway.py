@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
+
+import anyio
 
 from tesgate.app.database import Opened, open_database
 from tesgate.app.gates import AgentGate
@@ -180,6 +182,7 @@ class Gateway:
             retries=self._retries,
             grace=self._grace,
             crash_limit=control.crash_limit,
+            metrics=self.metrics,
         )
         listener = Listener(self._database.dsn, channels=CHANNELS)
         for channel in CHANNELS:
@@ -199,16 +202,23 @@ class Gateway:
             adopt_after=timedelta(seconds=control.adopt_after),
             adopts="control" in settings.roles,
         )
-        supervisor.add("keeper", lambda: repeat("keeper", keeper.once, heartbeat))
-        observer = Observer(tasks=self._task_store, agents=self._agents, metrics=self.metrics, database=self._database)
-        supervisor.add("observer", lambda: repeat("observer", observer.once, timedelta(seconds=5)))
+        supervisor.add("keeper", lambda: self._repeat("keeper", keeper.once, heartbeat))
+        observer = Observer(
+            tasks=self._task_store,
+            agents=self._agents,
+            metrics=self.metrics,
+            database=self._database,
+            backends=list(backends),
+        )
+        supervisor.add("observer", lambda: self._repeat("observer", observer.once, timedelta(seconds=5)))
         supervisor.add("loop-lag", observer.watch_lag)
         days = settings.retention.log_days
         log_keeper = LogKeeper(
             tasks=self._task_store, logs=self.workspace, keep=None if days is None else timedelta(days=days)
         )
         supervisor.add(
-            "log-keeper", lambda: repeat("log-keeper", log_keeper.once, timedelta(seconds=control.janitor_interval))
+            "log-keeper",
+            lambda: self._repeat("log-keeper", log_keeper.once, timedelta(seconds=control.janitor_interval)),
         )
         if "control" in settings.roles:
             self._control_loops(supervisor, keeper, drivers, pool, backends)
@@ -233,6 +243,8 @@ class Gateway:
             prefix=f"tg-{self.deployment}-",
             known_roots=[(str(root.path), root.writable) for root in settings.file_roots],
             pool=settings.agent.pool,
+            # Everybody is one user there: it is for a single caller.
+            refused_runtimes=() if settings.auth.mode == "none" else ("bubblewrap",),
             hint=lambda: self.agent_trouble(),  # noqa: PLW0108 - set later, when the agent is known
         )
         silence = SilenceWatcher(
@@ -253,14 +265,14 @@ class Gateway:
             keep_tasks=None if settings.retention.task_days is None else timedelta(days=settings.retention.task_days),
         )
         second = timedelta(seconds=1)
-        supervisor.add("trust", lambda: repeat("trust", keeper.watch_trust, second))
+        supervisor.add("trust", lambda: self._repeat("trust", keeper.watch_trust, second))
         supervisor.add("drivers", drivers.run)
         supervisor.add(
-            "compare", lambda: repeat("compare", drivers.compare, timedelta(seconds=10), ticket=drivers.ticket)
+            "compare", lambda: self._repeat("compare", drivers.compare, timedelta(seconds=10), ticket=drivers.ticket)
         )
         supervisor.add(
             "dispatcher",
-            lambda: repeat(
+            lambda: self._repeat(
                 "dispatcher",
                 dispatcher.once,
                 timedelta(seconds=control.dispatch_interval),
@@ -270,12 +282,26 @@ class Gateway:
         for name, backend in backends.items():
             supervisor.add(
                 f"watch-{name}",
-                lambda backend=backend: repeat(  # type: ignore[misc]
+                lambda backend=backend: self._repeat(  # type: ignore[misc]
                     f"watch-{backend.name}", lambda: watch_backend(backend, drivers), second
                 ),
             )
-        supervisor.add("agent-silence", lambda: repeat("agent-silence", silence.once, silence.tick))
-        supervisor.add("janitor", lambda: repeat("janitor", janitor.once, timedelta(seconds=control.janitor_interval)))
+        supervisor.add("agent-silence", lambda: self._repeat("agent-silence", silence.once, silence.tick))
+        supervisor.add(
+            "janitor", lambda: self._repeat("janitor", janitor.once, timedelta(seconds=control.janitor_interval))
+        )
+
+    async def _repeat(
+        self,
+        name: str,
+        once: Callable[[], Awaitable[bool | None]],
+        interval: timedelta,
+        *,
+        ticket: Callable[[], anyio.Event] | None = None,
+    ) -> None:
+        await repeat(
+            name, once, interval, ticket=ticket, failed=lambda loop: self.metrics.loop_errors.labels(loop).inc()
+        )
 
     # the laptop's agent
 
@@ -315,6 +341,8 @@ def _plan_settings(settings: Settings, deployment: str) -> PlanSettings:
         ),
         network=runtime.network,
         pull_policy=runtime.pull_policy,
+        timeout=settings.timeouts.task,
+        executor_timeout=settings.timeouts.executor,
         grace=settings.control.cancel_grace,
         tail_bytes=settings.logs.tail_bytes,
         log_bytes=settings.logs.max_bytes,

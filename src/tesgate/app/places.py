@@ -23,7 +23,6 @@ class DataDir:
         self.path = path
         self.agent_token = path / "agent.token"
         self.agent_log = path / "agent.log"
-        self.agent_url = path / "gateway.url"
         self.logs = path / "workspace"
 
     def make(self) -> None:

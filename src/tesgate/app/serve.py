@@ -30,7 +30,8 @@ __all__ = ["serve"]
 
 log = structlog.get_logger(__name__)
 
-EXIT_SUPERSEDED = 6
+EXIT_SUPERSEDED = 7
+"""6 means elsewhere that there is no such task."""
 
 
 class _Server(uvicorn.Server):
@@ -45,7 +46,6 @@ async def serve(settings: Settings) -> int:
     """Run a gateway until it is told to end; the process's exit code. Raises `ConfigError` with the way out."""
     configure_logging(form=settings.telemetry.log_format, level=settings.telemetry.log_level)
     check_bind(settings.server.host, settings)
-    _check_isolation(settings)
     place = DataDir(settings.data_dir)
     place.make()
     try:
@@ -154,15 +154,6 @@ def _url(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _check_isolation(settings: Settings) -> None:
-    """Bubblewrap runs everybody as one user with one view of /usr: it is for one person."""
-    if settings.auth.mode != "none" and settings.runtime.engine == "bubblewrap":
-        raise ConfigError(
-            "runtime.engine: bubblewrap is for a single user and cannot be used with auth.mode `tokens`; use docker, "
-            "or start without an agent (--no-agent) and run agents with a container engine elsewhere"
-        )
-
-
 def _agent(gateway: Gateway, url: str) -> LocalAgent:
     settings, place = gateway.settings, gateway.place
     runtime, agent = settings.runtime, settings.agent
@@ -180,6 +171,8 @@ def _agent(gateway: Gateway, url: str) -> LocalAgent:
         *("--idle-exit", str(agent.idle_exit)),
         *("--docker-socket", runtime.docker_socket),
     ]
+    if runtime.network != "default":
+        command += ["--network", runtime.network]
     if runtime.registry_auth_file is not None:
         command += ["--auth-file", str(runtime.registry_auth_file)]
     for name, value in (("--cpus", agent.cpus), ("--ram-gb", agent.ram_gb), ("--disk-gb", agent.disk_gb)):

@@ -26,12 +26,14 @@ def build_app(context: ApiContext, internal: InternalContext | None = None) -> F
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.router.routes.append(TesRoutes(context))
-    app.include_router(logs_router(context))
     app.include_router(meta_router(context))
+    if "api" in context.settings.roles:
+        app.router.routes.append(TesRoutes(context))
+        app.include_router(logs_router(context))
     if internal is not None:
         app.router.routes.extend(internal_routes(lambda request: internal))
-    install_docs(app)
+    if "api" in context.settings.roles:
+        install_docs(app)
     install_error_handlers(app)
     install_middleware(app, context)
     return app

@@ -1,1 +1,1 @@
-"""TODO-docstring."""
+"""From a request to a caller, and what it may do."""

@@ -1,4 +1,4 @@
-"""From the headers of a request to a `Caller` (or an agent)."""
+"""From the headers of a request to a `Caller`."""
 
 from __future__ import annotations
 
@@ -82,20 +82,6 @@ class Authenticator:
         if record is None or record.kind != "user":
             raise Unauthorized(f"The token is unknown or no longer valid. {_HOW}")
         return Caller(record.subject, record.groups, record.admin)
-
-    async def agent(self, headers: Headers) -> TokenRow:
-        """The agent's token (whatever the mode). Raises `Unauthorized`, also for users' tokens."""
-        token = bearer_token(headers)
-        if token is None or not token.startswith(AGENT_PREFIX):
-            raise Unauthorized(
-                "Agents send `Authorization: Bearer tga_…`; make a token with `tesgate token create --agent`."
-            )
-        record = await self._find(token)
-        if record is None or record.kind != "agent":
-            raise Unauthorized(
-                "The agent's token is unknown or no longer valid; make one with `tesgate token create --agent`."
-            )
-        return record
 
     async def _find(self, token: str) -> TokenRow | None:
         key = hash_token(token)

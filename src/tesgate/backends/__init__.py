@@ -1,1 +1,1 @@
-"""TODO-docstring."""
+"""What runs tasks. Backends never import each other."""

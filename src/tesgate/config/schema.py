@@ -28,6 +28,7 @@ __all__ = [
     "ServiceSettings",
     "Settings",
     "TelemetrySettings",
+    "TimeoutSettings",
     "UrlPolicySettings",
 ]
 
@@ -195,6 +196,17 @@ class RuntimeSettings(Group):
     )
 
 
+class TimeoutSettings(Group):
+    """How long a task may run. What is over its time is ended with exit code 124."""
+
+    task: float | None = Field(
+        default=None,
+        gt=0,
+        description="One attempt, from its start to the end of its last executor (seconds); null: no limit.",
+    )
+    executor: float | None = Field(default=None, gt=0, description="One executor (seconds); null: no limit.")
+
+
 class UrlPolicySettings(Group):
     """Which addresses `http(s)://` inputs may lead to, after redirects and name resolution."""
 
@@ -274,7 +286,9 @@ class ControlSettings(Group):
     dispatch_interval: Seconds = Field(
         default=1.0, description="How often waiting tasks are looked at, at the latest (seconds)."
     )
-    poll_interval: Seconds = Field(default=2.0, description="How often drivers look without being woken (seconds).")
+    poll_interval: Seconds = Field(
+        default=2.0, description="How often attempts of lost agents are looked for (seconds)."
+    )
     janitor_interval: Seconds = Field(
         default=60.0, description="How often old and orphaned things are looked for (seconds)."
     )
@@ -377,6 +391,7 @@ class Settings(BaseSettings):
     url_policy: UrlPolicySettings = UrlPolicySettings()
     limits: Limits = Limits()
     defaults: Defaults = Defaults()
+    timeouts: TimeoutSettings = TimeoutSettings()
     retries: RetrySettings = RetrySettings()
     control: ControlSettings = ControlSettings()
     retention: RetentionSettings = RetentionSettings()
@@ -413,6 +428,11 @@ class Settings(BaseSettings):
             values = [str(getattr(root, what)) for root in self.file_roots]
             double = sorted({value for value in values if values.count(value) > 1})
             lines.extend(f"file_roots: two roots have the {what} {value!r}; keep one of them" for value in double)
+        if self.auth.mode != "none" and self.runtime.engine == "bubblewrap":
+            lines.append(
+                "runtime.engine: bubblewrap is for a single user and cannot be used with auth.mode `tokens`; use "
+                "docker, or start without an agent (--no-agent) and run agents with a container engine elsewhere"
+            )
         if self.logs.tail_bytes > self.logs.max_bytes > 0:
             lines.append(f"logs.tail_bytes: must not be above logs.max_bytes ({self.logs.max_bytes})")
         return lines

@@ -1,1 +1,1 @@
-"""TODO-docstring."""
+"""The loops that follow tasks: no HTTP framework, no SQL text."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import structlog
 
@@ -32,6 +32,7 @@ class Dispatcher:
         known_roots: Sequence[tuple[str, bool]],
         pool: str,
         hint: Callable[[], str] = lambda: "",
+        refused_runtimes: Collection[str] = (),
         reserve_after: float = 30.0,
         batch: int = 200,
     ) -> None:
@@ -44,6 +45,7 @@ class Dispatcher:
         self._known_roots = known_roots
         self._pool = pool
         self._hint = hint
+        self._refused_runtimes = refused_runtimes
         self._reserve_after = reserve_after
         self._batch = batch
 
@@ -58,7 +60,12 @@ class Dispatcher:
             return False
         rooms = [agent.room for agent in await self._agents.list_open() if agent.pool == self._pool]
         placement = place(
-            candidates, rooms, reserve_after=self._reserve_after, known_roots=self._known_roots, hint=self._hint()
+            candidates,
+            rooms,
+            reserve_after=self._reserve_after,
+            known_roots=self._known_roots,
+            hint=self._hint(),
+            refused_runtimes=self._refused_runtimes,
         )
         if placement.refused:
             await self._reconsider(candidates, rooms, placement)

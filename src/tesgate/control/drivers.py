@@ -14,9 +14,11 @@ import structlog
 from tesgate.backends.base import AttemptRef, Backend, BackendError, Launch, Lost
 from tesgate.control.held import Trust
 from tesgate.model.retries import Retries
-from tesgate.store.attempts import Assigned, AttemptStore, Held
+from tesgate.model.state import Phase
+from tesgate.store.attempts import Assigned, AttemptStore, Closed, Held
 from tesgate.store.errors import DatabaseUnavailable
 from tesgate.store.wakes import Wakes
+from tesgate.telemetry import Metrics
 
 __all__ = ["Drivers"]
 
@@ -55,6 +57,7 @@ class Drivers:
         retries: Retries,
         grace: timedelta,
         crash_limit: int,
+        metrics: Metrics | None = None,
     ) -> None:
         self._attempts = attempts
         self._backends = backends
@@ -63,6 +66,7 @@ class Drivers:
         self._retries = retries
         self._grace = grace
         self._crash_limit = crash_limit
+        self._metrics = metrics or Metrics()
         self._followed: dict[Name, _Followed] = {}
         self._by_task: dict[str, Name] = {}
         self._new: deque[tuple[Held, _Followed]] = deque()
@@ -87,7 +91,7 @@ class Drivers:
                     released=True,
                     crashes=0,
                     backend="pool",
-                    external_name="",
+                    external_name=item.external_name,
                     handle=None,
                     agent_id=item.agent_id,
                     age=0.0,
@@ -282,12 +286,13 @@ class Drivers:
             version=held.version,
         )
         if closed is not None:
+            self._count(held, closed)
             log.warning("attempt lost", task=held.task_id, attempt=held.number, why=lost.sentence, state=closed.state)
             self._wakes.queue()
         return closed is not None
 
     async def _give_up(self, held: Held, version: int, sentence: str) -> None:
-        await self._attempts.close(
+        closed = await self._attempts.close(
             held.task_id,
             held.number,
             "lost",
@@ -298,8 +303,15 @@ class Drivers:
             holder=self._trust.holder,
             version=version,
         )
+        if closed is not None:
+            self._count(held, closed)
         log.error("task given up", task=held.task_id, attempt=held.number, why=sentence)
         self._wakes.queue()
+
+    def _count(self, held: Held, closed: Closed) -> None:
+        self._metrics.attempts_total.labels("lost", held.backend).inc()
+        if closed.phase == Phase.ENDED:
+            self._metrics.tasks_total.labels(closed.state, held.backend).inc()
 
 
 async def _seen_lost(backend: Backend, ref: AttemptRef) -> Lost | None:

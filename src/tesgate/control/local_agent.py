@@ -60,6 +60,11 @@ class LocalAgent:
         if known is not None:
             log.info("replacing the agent", process=known["pid"])
             self._end(known)
+            if self._known() is not None:
+                # Another one beside it would find the scratch directory locked, and its record would be lost.
+                self.trouble = f"the one on this host (process {known['pid']}) is to be replaced and does not end"
+                log.warning("the agent does not end", process=known["pid"])
+                return
         if self._child is not None:
             lived = time.monotonic() - self._started_at
             self._pause = min(LONGEST_PAUSE, max(1.0, self._pause * 2)) if lived < SOON else 0.0

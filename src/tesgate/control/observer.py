@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import anyio
 
 from tesgate.model.state import TERMINAL, State
@@ -18,18 +20,25 @@ class Observer:
 
     LAG_INTERVAL = 0.5
 
-    def __init__(self, *, tasks: TaskStore, agents: AgentStore, metrics: Metrics, database: Database) -> None:
+    def __init__(
+        self, *, tasks: TaskStore, agents: AgentStore, metrics: Metrics, database: Database, backends: Sequence[str]
+    ) -> None:
         self._tasks = tasks
         self._agents = agents
         self._metrics = metrics
         self._database = database
+        self._backends = backends
 
     async def once(self) -> bool:
         """Queue, agents and their room."""
         counts = await self._tasks.counts()
         for state in State:
-            if state not in TERMINAL:
-                self._metrics.tasks.labels(state.value).set(counts.get(state, 0))
+            for backend in (*self._backends, "none"):
+                if state not in TERMINAL:
+                    self._metrics.tasks.labels(state.value, backend).set(counts.get((state, backend), 0))
+        used, idle = self._database.connections()
+        self._metrics.pool_connections.labels("used").set(used)
+        self._metrics.pool_connections.labels("idle").set(idle)
         self._metrics.queue_age.set(await self._tasks.queue_age())
         agents = await self._agents.list_open()
         for pool in {agent.pool for agent in agents}:

@@ -52,8 +52,12 @@ async def repeat(
     interval: timedelta,
     *,
     ticket: Callable[[], anyio.Event] | None = None,
+    failed: Callable[[str], None] = lambda name: None,
 ) -> None:
-    """Call `once` for ever: again at once while it answers True, else when the ticket is set or after the interval."""
+    """Call `once` for ever: again at once while it answers True, else when the ticket is set or after the interval.
+
+    `failed(name)` is told of every iteration that raised.
+    """
     failures = 0
     while True:
         # Taken before the call, so that what happens during it is not missed.
@@ -65,10 +69,12 @@ async def repeat(
             failures += 1
             again = False
             log.warning("database unavailable", loop=name, error=str(error))
+            failed(name)
         except Exception:
             failures += 1
             again = False
             log.exception("iteration failed", loop=name, failures=failures)
+            failed(name)
         if failures:
             await anyio.sleep(min(LONGEST_BACKOFF, 0.1 * 2 ** min(failures, 10)))
         elif again:

@@ -1,1 +1,1 @@
-"""TODO-docstring."""
+"""The GA4GH documents as the specifications name them; no behaviour."""

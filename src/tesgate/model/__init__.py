@@ -1,1 +1,1 @@
-"""TODO-docstring."""
+"""What we think about tasks: pure, without I/O and without a clock."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 __all__ = ["AgentRoom", "Candidate", "Need", "Pick", "Placement", "place"]
@@ -41,6 +41,8 @@ class AgentRoom:
     used: Need
     roots: tuple[tuple[str, bool], ...] = ()
     """Local roots: path, writable."""
+    runtimes: tuple[str, ...] = ("docker",)
+    """What it can run executors with; none while its engine is down."""
     draining: bool = False
 
     def has(self, need: Need) -> bool:
@@ -117,6 +119,7 @@ def place(
     reserve_after: float,
     known_roots: Sequence[tuple[str, bool]] = (),
     hint: str = "",
+    refused_runtimes: Collection[str] = (),
 ) -> Placement:
     """Give tasks to agents, in the order of `candidates`, each to the agent that it fits best.
 
@@ -124,14 +127,16 @@ def place(
     `reserve_after` seconds the agent that it needs is kept free for it, so that big tasks do not starve.
     `known_roots` are the file roots of the gateway's own configuration: a path outside of all of them and of all
     open agents' roots is refused, inside of them the task waits for an agent that has the root.
-    `hint` says why this host has no agent, where that is known. `agents` is changed: what is given away is taken from
+    `hint` says why this host has no agent, where that is known. `refused_runtimes` may not be used here (bubblewrap,
+    where there can be more than one caller). `agents` is changed: what is given away is taken from
     it.
     """
     result = Placement()
     usable = [agent for agent in agents if not agent.draining]
+    working = [agent for agent in usable if set(agent.runtimes) - set(refused_runtimes)]
     reserved: set[str] = set()
     for candidate in candidates:
-        able, reason = _able(candidate, usable, hint)
+        able, reason = _able(candidate, usable, working, hint)
         if able is None:
             refusal = _refusal(candidate, agents, known_roots)
             if refusal is not None:
@@ -153,11 +158,15 @@ def place(
     return result
 
 
-def _able(candidate: Candidate, agents: Sequence[AgentRoom], hint: str) -> tuple[list[AgentRoom] | None, str]:
+def _able(
+    candidate: Candidate, agents: Sequence[AgentRoom], working: Sequence[AgentRoom], hint: str
+) -> tuple[list[AgentRoom] | None, str]:
     """The agents that could carry it out when empty, and the reason to wait that goes with the answer."""
     if not agents:
         return None, "waiting: no agent is connected; " + (hint or "start one with `tesgate agent`, or look at its log")
-    large = [agent for agent in agents if agent.has(candidate.need)]
+    if not working:
+        return None, "waiting: no connected agent has a container engine that may be used here; see the agents' logs"
+    large = [agent for agent in working if agent.has(candidate.need)]
     if not large:
         return None, "waiting: no connected agent is large enough for " + _amount(candidate.need)
     able = [agent for agent in large if agent.missing_root(candidate.paths) is None]

@@ -81,7 +81,6 @@ def _parser() -> argparse.ArgumentParser:
     agent.add_argument("--cpus", type=float, help="offer so many cores instead of what is there")
     agent.add_argument("--ram-gb", type=float)
     agent.add_argument("--disk-gb", type=float)
-    agent.add_argument("--slots", type=int, help="so many tasks at a time at most")
     agent.add_argument("--label", dest="labels", type=_label, action="append", default=[], metavar="NAME=VALUE")
     agent.add_argument("--idle-exit", type=float, metavar="SECONDS", help="end after so long without gateway and work")
     agent.add_argument("--docker-socket", default="/var/run/docker.sock")
@@ -110,7 +109,6 @@ def main(argv: Optional[List[str]] = None) -> int:
         cpus=given.cpus,
         ram_gb=given.ram_gb,
         disk_gb=given.disk_gb,
-        slots=given.slots,
         labels=dict(given.labels),
         idle_exit=given.idle_exit,
         docker_socket=given.docker_socket,

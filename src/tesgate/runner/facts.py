@@ -23,9 +23,6 @@ def capacity(settings: AgentSettings, *, root: str = "/") -> Resources:
 
 def agent_facts(settings: AgentSettings, *, instance: str, runtime: Optional[str]) -> AgentFacts:
     """Return what the agent says of itself; `runtime` is the one that was probed, None where none works."""
-    labels = dict(settings.labels)
-    if settings.slots is not None:
-        labels["slots"] = str(settings.slots)
     return AgentFacts(
         instance=instance,
         host=settings.host,
@@ -34,7 +31,7 @@ def agent_facts(settings: AgentSettings, *, instance: str, runtime: Optional[str
         pool=settings.pool,
         runtimes=[] if runtime is None else [runtime],
         roots=list(settings.roots),
-        labels=labels,
+        labels=dict(settings.labels),
     )
 
 

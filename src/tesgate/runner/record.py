@@ -112,6 +112,12 @@ class Record:
         self.journal.append("ended", executor=index, kind=kind, report=wire.encode(report))
         self._show_end(index, report)
 
+    def never_begun(self, index: int, exit_code: int) -> None:
+        """Show an executor whose time was up before it began: clients look for its exit code."""
+        if self.journal.find("ended", executor=index) is None:
+            self._show_start(index, time.time(), None)
+            self.ended(index, "never-begun", exit_code, None, {})
+
     def outcome(self, state: str) -> None:
         """Journal what the executors amount to; stage-out follows."""
         self.journal.append("outcome", state=state)

@@ -28,8 +28,6 @@ class AgentSettings:
     """Offer so many cores, whatever is measured."""
     ram_gb: Optional[float] = None
     disk_gb: Optional[float] = None
-    slots: Optional[int] = None
-    """So many attempts at a time at most; the gateway is told (label ``slots``) and keeps to it."""
     labels: Dict[str, str] = field(default_factory=dict)
     idle_exit: Optional[float] = None
     """End after so long without a gateway and without unfinished attempts."""

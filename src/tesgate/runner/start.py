@@ -130,6 +130,8 @@ def open_runtime(settings: AgentSettings, scratch: Scratch, exec_path: str) -> R
 
         return BubblewrapRuntime(
             state=os.path.join(scratch.root, "bubblewrap"),
-            settings=None if settings.network is None else SandboxSettings(network=settings.network),
+            settings=None
+            if settings.network is None
+            else SandboxSettings(network=settings.network, allow_host_network=settings.network == "host"),
         )
     return AbsentRuntime()

@@ -44,6 +44,10 @@ class Garbled(ValueError):
     """A result file that exec cannot have written: the task wrote to its control directory."""
 
 
+GARBLED = 125
+"""Exit code of an executor that spoiled its own result: clients need one, and no command gave it."""
+
+
 @dataclass(frozen=True)
 class Result:
     """What exec wrote (see the contract of exec)."""
@@ -173,7 +177,7 @@ def _judge(
     if ending.garbled is not None:
         return Verdict(
             EXECUTOR_ERROR,
-            None,
+            GARBLED,
             "executor %d wrote into its control directory /.tesgate/control: its result file cannot be read (%s)"
             % (index, ending.garbled),
         )

@@ -31,6 +31,9 @@ __all__ = ["Tools", "Work"]
 
 _TAIL_FILE_BYTES = 16 << 20
 
+TIMED_OUT = 124
+"""Exit code of what was over its time, as coreutils' timeout has it."""
+
 
 @dataclass
 class Tools:
@@ -138,6 +141,7 @@ class Work:
             self._record.note(
                 "the task ran longer than its limit of %g s while inputs were staged" % (plan.timeout or 0)
             )
+            self._record.never_begun(0, TIMED_OUT)
             return EXECUTOR_ERROR
         self._journal.append("staged")
         return None
@@ -170,6 +174,7 @@ class Work:
             self._record.note(
                 "the task ran longer than its limit of %g s before executor %d began" % (self._plan.timeout or 0, index)
             )
+            self._record.never_begun(index, TIMED_OUT)
             return EXECUTOR_ERROR
         step = self.step(index)
         launch = await step.launch(limit, by_task)

@@ -1,1 +1,1 @@
-"""TODO-docstring."""
+"""Use cases: no HTTP framework, no SQL."""

@@ -85,6 +85,8 @@ class AttemptService:
                 labels=facts.labels,
             )
         )
+        if session is None:
+            raise Gone(f"instance {facts.instance} belongs to another pool than this token; it needs a new one")
         log.info("agent registered", agent=facts.instance, host=facts.host, session=session, pool=pool)
         self._wakes.queue()
         return Registered(agent=facts.instance, session=session)

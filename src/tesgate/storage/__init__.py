@@ -1,1 +1,1 @@
-"""TODO-docstring."""
+"""The gateway's side of storage: its own workspace."""

@@ -1,1 +1,1 @@
-"""TODO-docstring."""
+"""The only SQL and the only door to PostgreSQL."""

@@ -36,7 +36,6 @@ class AgentRow:
     session: int
     silent_ticks: int
     program_version: str
-    runtimes: tuple[str, ...]
     seen_at: datetime
 
 
@@ -69,12 +68,12 @@ class AgentStore:
         self._database = database
         self._sql = load_queries("agents")
 
-    async def register(self, agent: NewAgent) -> int:
-        """Protocol row *restart*: the session that is now the newest."""
+    async def register(self, agent: NewAgent) -> int | None:
+        """Protocol row *restart*: the session that is now the newest; None: the instance belongs to another pool."""
         async with self._database.transaction() as connection:
             # The lock comes first, so that the room counted next is the room that is.
             await connection.fetchval(self._sql["lock_agent"], agent.instance)
-            session: int = await connection.fetchval(
+            session: int | None = await connection.fetchval(
                 self._sql["register_agent"],
                 agent.instance,
                 agent.pool,
@@ -107,13 +106,13 @@ class AgentStore:
                     capacity=Need(row["cpu_milli"], row["ram_bytes"], row["disk_bytes"]),
                     used=Need(row["used_cpu_milli"], row["used_ram_bytes"], row["used_disk_bytes"]),
                     roots=tuple((root["path"], bool(root.get("writable", True))) for root in row["roots"]),
+                    runtimes=tuple(row["runtimes"]),
                     draining=row["draining"],
                 ),
                 pool=row["pool"],
                 session=row["session"],
                 silent_ticks=row["silent_ticks"],
                 program_version=row["program_version"],
-                runtimes=tuple(row["runtimes"]),
                 seen_at=row["seen_at"],
             )
             for row in rows

@@ -30,6 +30,7 @@ class Assigned:
     version: int
     number: int
     agent_id: str
+    external_name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +130,9 @@ class AttemptStore:
             not keeps,
             prefix,
         )
-        return [Assigned(row["id"], row["version"], row["number"], row["agent_id"]) for row in rows]
+        return [
+            Assigned(row["id"], row["version"], row["number"], row["agent_id"], row["external_name"]) for row in rows
+        ]
 
     async def orders(self, agent_id: str, have: Sequence[tuple[str, int]]) -> list[Order]:
         """All that the answer to a poll depends on."""

@@ -123,6 +123,13 @@ class Database:
         """The URL; it may hold a password."""
         return self._dsn
 
+    def connections(self) -> tuple[int, int]:
+        """Connections in use and idle ones."""
+        if self._pool is None:
+            return 0, 0
+        idle = self._pool.get_idle_size()
+        return self._pool.get_size() - idle, idle
+
     async def __aenter__(self) -> Self:
         await self.open()
         return self

@@ -188,9 +188,10 @@ class TaskStore:
             self._ended(row["state"])
         return [row["id"] for row in rows]
 
-    async def counts(self) -> dict[str, int]:
-        """Open tasks by state."""
-        return {row["state"]: row["tasks"] for row in await self._database.fetch(self._sql["task_counts"])}
+    async def counts(self) -> dict[tuple[str, str], int]:
+        """Open tasks by state and backend (``none`` for those that nobody has)."""
+        rows = await self._database.fetch(self._sql["task_counts"])
+        return {(row["state"], row["backend"]): row["tasks"] for row in rows}
 
     async def queue_age(self) -> float:
         """Seconds for which the oldest waiting task has been waiting; 0 with an empty queue."""

@@ -7,7 +7,7 @@ INSERT INTO agent (id, pool, host, program_version, session, cpu_milli, ram_byte
                    state)
 VALUES ($1, $2, $3, $4, 1, $5, $6, $7, $8, $9, $10, 'open')
 ON CONFLICT (id) DO UPDATE SET
-    pool = excluded.pool, host = excluded.host, program_version = excluded.program_version,
+    host = excluded.host, program_version = excluded.program_version,
     session = agent.session + 1, poll_number = 0, cpu_milli = excluded.cpu_milli, ram_bytes = excluded.ram_bytes,
     disk_bytes = excluded.disk_bytes, runtimes = excluded.runtimes, roots = excluded.roots, labels = excluded.labels,
     state = 'open', draining = false, silent_ticks = 0, seen_at = now(), registered_at = now(),
@@ -17,6 +17,7 @@ ON CONFLICT (id) DO UPDATE SET
                                WHERE a.agent_id = agent.id AND NOT a.closed), 0),
     used_disk_bytes = coalesce((SELECT sum(t.need_disk_bytes) FROM attempt a JOIN task t ON t.id = a.task_id
                                 WHERE a.agent_id = agent.id AND NOT a.closed), 0)
+WHERE agent.pool = excluded.pool
 RETURNING session;
 
 -- name: hear_agent

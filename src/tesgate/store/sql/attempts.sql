@@ -38,7 +38,7 @@ WITH pick AS (
 ), event AS (
     INSERT INTO task_event (task_id, number, kind, detail) SELECT u.id, u.number, 'assign', u.agent_id FROM u
 )
-SELECT id, version, number, agent_id FROM u;
+SELECT id, version, number, agent_id, $8 || id || '-' || number AS external_name FROM u;
 
 -- name: agent_orders
 -- Everything that the answer to a poll depends on: what the agent has, and what it should have.

@@ -105,6 +105,8 @@ CREATE INDEX task_group ON task ("group", id DESC) WHERE "group" IS NOT NULL;
 CREATE INDEX task_tags ON task USING gin (tags jsonb_path_ops);
 -- the dispatcher's queue: for each owner the oldest first
 CREATE INDEX task_waiting ON task (owner, id) WHERE phase = 'waiting';
+-- what has not ended, for the metrics
+CREATE INDEX task_open ON task (id) WHERE phase <> 'ended';
 -- ends that wait for a publish lease
 CREATE INDEX task_pending ON task (id) WHERE phase = 'waiting' AND (pending_state IS NOT NULL OR state = 'CANCELING');
 -- what a replica follows, and what a silent one leaves to be adopted

@@ -132,7 +132,9 @@ WITH t AS (
 SELECT id FROM u;
 
 -- name: task_counts
-SELECT state, count(*) AS tasks FROM task WHERE phase <> 'ended' GROUP BY state;
+SELECT t.state, coalesce(a.backend, 'none') AS backend, count(*) AS tasks
+FROM task t LEFT JOIN attempt a ON a.task_id = t.id AND a.number = t.attempt AND NOT a.closed
+WHERE t.phase <> 'ended' GROUP BY 1, 2;
 
 -- name: oldest_waiting
 SELECT extract(epoch FROM now() - min(created_at))::float8 FROM task WHERE phase = 'waiting';

@@ -1,0 +1,330 @@
+"""Gateways on one database and agents beside them, each a process of its own, as an operator starts them."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import anyio
+import asyncpg
+import httpx
+
+from tests.beds.images import BUSYBOX
+
+__all__ = ["ENDED", "Agent", "Fleet", "Replica", "wait_for"]
+
+T = TypeVar("T")
+
+ENDED = ("COMPLETE", "EXECUTOR_ERROR", "SYSTEM_ERROR", "CANCELED")
+LINE = "echo once >> /count/starts; "
+
+SETTINGS = {
+    "CONTROL__HEARTBEAT": "0.2",
+    "CONTROL__TRUST_WINDOW": "0.6",
+    "CONTROL__ADOPT_AFTER": "1.2",
+    "CONTROL__CANCEL_GRACE": "1",
+    # Heartbeats are this short, and this machine this slow, that some are missed: no reason to give tasks up.
+    "CONTROL__CRASH_LIMIT": "1000",
+    "DEFAULTS__RAM_GB": "0.25",
+    "RETRIES__BACKOFF_FIRST": "0.2",
+    "TELEMETRY__LOG_FORMAT": "json",
+}
+
+
+def wait_for(what: str, ask: Callable[[], T], seconds: float = 20.0) -> T:
+    """The first answer that is true. `ask` may raise what a gateway that is away makes httpx raise."""
+    deadline = time.monotonic() + seconds
+    last: Any = None
+    while True:
+        try:
+            if last := ask():
+                return last
+        except httpx.TransportError as error:
+            last = error
+        assert time.monotonic() < deadline, f"waited {seconds:g} s for {what}; last: {last!r}"
+        time.sleep(0.02)
+
+
+class Replica:
+    """One ``tesgate serve``; the data directory and the port stay the same over restarts."""
+
+    def __init__(self, fleet: Fleet, name: str, *options: str, **settings: str) -> None:
+        self._fleet = fleet
+        self.data = fleet.base / name
+        self.log = fleet.base / f"{name}.log"
+        self.options = options
+        self.settings = settings
+        self.port = 0
+        self.process: subprocess.Popen[bytes] | None = None
+        self.client = httpx.Client(timeout=30, trust_env=False)
+
+    def command(self) -> list[str]:
+        return [
+            *(sys.executable, "-m", "tesgate.cli", "serve", "--no-agent"),
+            *("--port", str(self.port), "--data-dir", str(self.data), "--database-url", self._fleet.database_url),
+            *("--file-root", str(self._fleet.files), *self.options),
+        ]
+
+    def begin(self) -> Replica:
+        """Start it, and do not wait."""
+        environment = self._fleet.environment(**self.settings)
+        with self.log.open("ab") as log, self.log.with_suffix(".out").open("wb") as out:
+            self.process = subprocess.Popen(
+                self.command(), stdin=subprocess.DEVNULL, stdout=out, stderr=log, env=environment
+            )
+        return self
+
+    def started(self) -> Replica:
+        """Wait until it answers."""
+
+        def listens() -> re.Match[str] | None:
+            assert not self.is_dead(), self.log.read_text()[-3000:]
+            return re.search(r"listens on http://127\.0\.0\.1:(\d+)", self.log.with_suffix(".out").read_text())
+
+        self.port = int(wait_for("the gateway to listen", listens)[1])
+        self.client.base_url = httpx.URL(f"http://127.0.0.1:{self.port}/ga4gh/tes/v1")
+        return self
+
+    def start(self) -> Replica:
+        return self.begin().started()
+
+    def refused(self) -> tuple[int, str]:
+        """Start it where it cannot; exit code and what it said."""
+        environment = self._fleet.environment(**self.settings)
+        done = subprocess.run(self.command(), capture_output=True, text=True, env=environment, timeout=30, check=False)
+        assert "Traceback" not in done.stderr
+        return done.returncode, done.stderr
+
+    def is_dead(self) -> bool:
+        return self.process is None or self.process.poll() is not None
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        """As by ``kill -9``."""
+        self.signal(signal.SIGKILL)
+        assert self.process is not None
+        self.process.wait()
+
+    def terminate(self) -> float:
+        """SIGTERM; the seconds that it took."""
+        began = time.monotonic()
+        self.signal(signal.SIGTERM)
+        assert self.process is not None
+        assert self.process.wait(20) == 0, self.log.read_text()[-3000:]
+        return time.monotonic() - began
+
+    def close(self) -> None:
+        if self.process is not None and not self.is_dead():
+            self.signal(signal.SIGCONT)
+            self.signal(signal.SIGTERM)
+            try:
+                self.process.wait(15)
+            except subprocess.TimeoutExpired:
+                self.kill()
+        self.client.close()
+
+    # the API
+
+    def submit(self, script: str = "true", *, name: str | None = None, key: str | None = None) -> str:
+        """POST a task that says once that it began, then does `script`; its id."""
+        answer = self.client.post(
+            "/tasks",
+            json=self._fleet.task(script, name or secrets.token_hex(6)),
+            headers={"Idempotency-Key": key} if key else {},
+        )
+        assert answer.status_code == 200, answer.text
+        task_id: str = answer.json()["id"]
+        return task_id
+
+    def get(self, task_id: str, view: str = "FULL") -> dict[str, Any]:
+        answer = self.client.get(f"/tasks/{task_id}", params={"view": view})
+        assert answer.status_code == 200, answer.text
+        task: dict[str, Any] = answer.json()
+        return task
+
+    def state(self, task_id: str) -> str:
+        state: str = self.get(task_id, "MINIMAL")["state"]
+        return state
+
+    def cancel(self, task_id: str) -> None:
+        assert self.client.post(f"/tasks/{task_id}:cancel").status_code == 200
+
+    def wait(self, task_id: str, *states: str, seconds: float = 20.0) -> dict[str, Any]:
+        """The whole task in one of `states` (by default, in a terminal one)."""
+
+        def there() -> bool:
+            state = self.state(task_id)
+            assert state in states or state not in ENDED or not states, self.get(task_id)
+            return state in (states or ENDED)
+
+        wait_for(f"task {task_id} to be {' or '.join(states) or 'over'}", there, seconds)
+        return self.get(task_id)
+
+
+class Agent:
+    """One ``tesgate agent`` with a scratch directory of its own."""
+
+    def __init__(self, fleet: Fleet, name: str, gateway: Replica) -> None:
+        self._fleet = fleet
+        self.scratch = fleet.base / f"scratch-{name}"
+        self.log = fleet.base / f"agent-{name}.log"
+        self._gateway = gateway
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> Agent:
+        token = self._fleet.agent_token()
+        command = [
+            *(sys.executable, "-m", "tesgate.runner", "agent", "--url", f"http://127.0.0.1:{self._gateway.port}"),
+            *("--token-file", str(token), "--scratch", str(self.scratch), "--runtime", "bubblewrap"),
+            *("--root", f"files={self._fleet.files}", "--cpus", "16", "--ram-gb", "8"),
+        ]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._fleet.environment()
+            )
+        wait_for("the agent to register", lambda: '"agent ' in self.log.read_text() or self._dead())
+        return self
+
+    def _dead(self) -> bool:
+        assert self.process is not None and self.process.poll() is None, self.log.read_text()[-3000:]
+        return False
+
+    def begun(self, task_id: str) -> Path:
+        """Where /count of the task's attempt lies, when its executor has written its line."""
+        found = (self.scratch / "attempts").glob
+        return wait_for("the executor to begin", lambda: next(found(f"*{task_id}-*/rw/count/starts"), None)).parent
+
+    def close(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(15)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+
+class Fleet:
+    """A deployment: one database, one secret key, one directory of files; replicas and agents by name."""
+
+    def __init__(self, base: Path, database_url: str, *, migrate: bool = True) -> None:
+        self.base, self.database_url = base, database_url
+        self.files = base / "files"
+        self.files.mkdir()
+        self.key = base / "secret.key"
+        self.key.write_text(secrets.token_hex(32))
+        self.replicas: dict[str, Replica] = {}
+        self.agents: dict[str, Agent] = {}
+        if migrate:
+            assert self.tesgate("migrate").startswith("Applied 0001_spine")
+
+    def environment(self, **settings: str) -> dict[str, str]:
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("TESGATE_")}
+        given = {**SETTINGS, "SECRET_KEY_FILE": str(self.key), **settings}
+        return {**inherited, **{f"TESGATE_{name}": value for name, value in given.items()}}
+
+    def tesgate(self, *words: str) -> str:
+        """An operator's command that succeeds; what it printed."""
+        command = [sys.executable, "-m", "tesgate.cli", *words, "--database-url", self.database_url]
+        command += ["--data-dir", str(self.base / "operator")]
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=self.environment(), timeout=30, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def agent_token(self) -> Path:
+        path = self.base / "agent.token"
+        if not path.exists():
+            path.write_text(self.tesgate("token", "create", "agents", "--kind", "agent"))
+        return path
+
+    def replica(self, name: str, *options: str, **settings: str) -> Replica:
+        """The living replica of that name: the one that is there, or else started (again)."""
+        made = self.replicas.get(name)
+        if made is None or (options, settings) != (made.options, made.settings):
+            assert made is None or made.is_dead()
+            port = 0 if made is None else made.port
+            made = self.replicas[name] = Replica(self, name, *options, **settings)
+            made.port = port
+        return made.start() if made.is_dead() else made
+
+    def agent(self, name: str, gateway: Replica) -> Agent:
+        """The living agent of that name."""
+        if name not in self.agents:
+            self.agents[name] = Agent(self, name, gateway).start()
+        return self.agents[name]
+
+    def close(self) -> None:
+        # The agents first: they wait for nobody who can still answer.
+        for agent in self.agents.values():
+            agent.close()
+        for replica in self.replicas.values():
+            replica.close()
+
+    # tasks
+
+    def task(self, script: str, name: str) -> dict[str, Any]:
+        return {
+            "name": name,
+            "executors": [{"image": BUSYBOX, "command": ["sh", "-c", LINE + script]}],
+            "volumes": ["/count"],
+            "outputs": [
+                {"path": "/count/starts", "url": "file://" + quote(str(self.files / name)), "type": "FILE"}
+            ],
+        }
+
+    def check(self, task: dict[str, Any], *, attempts: int | None = 1) -> None:
+        """COMPLETE, in one attempt, whose command began once."""
+        assert task["state"] == "COMPLETE", task
+        if attempts is not None:
+            assert len(task["logs"]) == attempts, task["logs"]
+        assert (self.files / task["name"]).read_text() == "once\n"
+
+    # what lies below
+
+    def rows(self, query: str, *arguments: Any) -> list[dict[str, Any]]:
+        async def ask() -> list[dict[str, Any]]:
+            connection = await asyncpg.connect(self.database_url)
+            try:
+                return [dict(row) for row in await connection.fetch(query, *arguments)]
+            finally:
+                await connection.close()
+
+        return anyio.run(ask)
+
+    def replica_of(self, task_id: str) -> str | None:
+        (row,) = self.rows("SELECT replica_id FROM task WHERE id = $1", task_id)
+        owner: str | None = row["replica_id"]
+        return owner
+
+    def id_of(self, replica: Replica) -> str:
+        return (replica.data / "replica.id").read_text().strip()
+
+    def assert_nothing_left(self) -> None:
+        """No open row, room or lease, soon after the last task's end."""
+        queries: Sequence[str] = (
+            "SELECT id, state, phase FROM task WHERE phase <> 'ended' OR NOT released",
+            "SELECT task_id, number FROM attempt WHERE NOT closed",
+            "SELECT id FROM agent WHERE used_cpu_milli <> 0 OR used_ram_bytes <> 0",
+            "SELECT id FROM task WHERE publisher IS NOT NULL",
+        )
+        left: list[Any] = []
+
+        def nothing() -> bool:
+            left[:] = [row for query in queries for row in self.rows(query)]
+            return not left
+
+        wait_for(f"nothing to be left: {left}", nothing)
