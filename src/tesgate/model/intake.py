@@ -14,13 +14,12 @@ from pydantic_core import ErrorDetails
 from tesgate.config import Defaults, Limits
 from tesgate.errors import BadRequest
 from tesgate.ga4gh import tes
-from tesgate.model.mounts import MountError, check_paths, normal_path
+from tesgate.model.mounts import MountError, check_paths, has_wildcards, normal_path
 from tesgate.model.records import Resources
 
 __all__ = ["Accepted", "IntakeRules", "accept"]
 
 _TASK = TypeAdapter(tes.Task)
-_WILDCARDS = re.compile(r"[*?]|\[[^/]+\]")
 _SPACES = re.compile(r"[\s\x00-\x1f\x7f]")
 
 
@@ -169,7 +168,7 @@ def _output(where: str, output: tes.Output, limits: Limits) -> None:
     _path(f"{where}.path", output.path, limits)
     if output.type is None:
         output.type = tes.FileType.FILE
-    if not _WILDCARDS.search(output.path):
+    if not has_wildcards(output.path):
         return
     if not output.path_prefix:
         raise BadRequest(
