@@ -102,7 +102,7 @@ class Step:
         spec = self._spec(control, timeout)
         if starting is None:
             # An image that came from no registry has no digest of its own; its id says as exactly what ran.
-            digest = image.digest or image.id
+            digest = image.digest or image.id or None
             self._journal.append("starting", executor=self.index, digest=digest, limit=timeout, by_task=by_task)
             await anyio.to_thread.run_sync(self._settle)
         else:
@@ -111,7 +111,7 @@ class Step:
         notes = await self._patiently(spec)
         crash.point("after-launch", self.index + 1)
         self._journal.append("launched", executor=self.index)
-        return Launch(image.digest or image.id, list(image.notes) + notes)
+        return Launch(image.digest or image.id or None, list(image.notes) + notes)
 
     def _settle(self) -> None:
         """From here on a lost host must not make us begin again: entry, plan and their names go to the disk."""
