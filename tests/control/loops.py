@@ -21,7 +21,17 @@ from tesgate.control.watchers import SilenceWatcher, watch_backend
 from tesgate.model.planning import PlanSettings, build_plan
 from tesgate.model.retries import Retries
 from tesgate.runner.plan import Plan
-from tesgate.runner.report import AgentFacts, ExecutorReport, Have, PollAnswer, PollRequest, Report, Resources, Root, Snapshot
+from tesgate.runner.report import (
+    AgentFacts,
+    ExecutorReport,
+    Have,
+    PollAnswer,
+    PollRequest,
+    Report,
+    Resources,
+    Root,
+    Snapshot,
+)
 from tesgate.services.attempts import AttemptService, Policy
 from tesgate.store.agents import AgentStore
 from tesgate.store.attempts import AttemptStore, Start
@@ -147,7 +157,12 @@ class Replica:
     @asynccontextmanager
     async def dispatching(self) -> AsyncGenerator[None]:
         """As `following`, and waiting tasks are given away."""
-        loops = {"drivers": self.drivers.run, "compare": self._compare, "watch": self._watch, "dispatch": self._dispatch}
+        loops = {
+            "drivers": self.drivers.run,
+            "compare": self._compare,
+            "watch": self._watch,
+            "dispatch": self._dispatch,
+        }
         async with self._running(loops):
             yield
 
@@ -189,7 +204,12 @@ class FakeAgent:
     def __init__(self, name: str, *, cpus: float = 4, roots: Sequence[str] = ()) -> None:
         self.name = name
         self.facts = AgentFacts(
-            name, name, "0", Resources(cpus, 10**12, 10**12), runtimes=["docker"], roots=[Root(root, root) for root in roots]
+            name,
+            name,
+            "0",
+            Resources(cpus, 10**12, 10**12),
+            runtimes=["docker"],
+            roots=[Root(root, root) for root in roots],
         )
         self.session = 0
         self.number = 0
@@ -223,6 +243,4 @@ class FakeAgent:
 
 
 def _plan(start: Start) -> Plan:
-    return build_plan(
-        start.task_id, start.number, start.external_name, start.document, "tok", settings=PlanSettings()
-    )
+    return build_plan(start.task_id, start.number, start.external_name, start.document, "tok", settings=PlanSettings())

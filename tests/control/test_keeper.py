@@ -53,7 +53,9 @@ async def test_past_the_trust_window_all_is_dropped_and_picked_up_again(rows: Ro
     agent = await registered(a)
     ids = [await rows.submit() for _ in range(3)]
     async with a.following():
-        a.drivers.assigned(await a.attempts.assign(a.holder, await picks(rows), backend="pool", keeps=False, prefix="tg-"))
+        a.drivers.assigned(
+            await a.attempts.assign(a.holder, await picks(rows), backend="pool", keeps=False, prefix="tg-")
+        )
         a.clock.now += 7.9
         await a.keeper.watch_trust()
         assert (a.trust.holds(), len(a.drivers)) == (True, 3)

@@ -100,7 +100,8 @@ async def test_neither_ctrl_c_nor_the_death_of_its_gateway_ends_it(house: House,
         "import asyncio, pathlib, sys, time\n"
         "from tesgate.control.local_agent import LocalAgent\n"
         "base = pathlib.Path(sys.argv[1])\n"
-        "agent = LocalAgent(command=['sleep', '300'], identity='1', record=base / 'agent.json', log_file=base / 'log')\n"
+        "agent = LocalAgent(command=['sleep', '300'], identity='1',\n"
+        "    record=base / 'agent.json', log_file=base / 'log')\n"
         "asyncio.run(agent.once())\n"
         "print('ready', flush=True)\n"
         "time.sleep(300)\n"
@@ -224,7 +225,9 @@ RECORDS = {
 }
 
 
-@pytest.mark.parametrize("record", [*map(json.dumps, RECORDS.values()), "no JSON", ""], ids=[*RECORDS, "no JSON", "empty"])
+@pytest.mark.parametrize(
+    "record", [*map(json.dumps, RECORDS.values()), "no JSON", ""], ids=[*RECORDS, "no JSON", "empty"]
+)
 async def test_a_process_that_has_its_pid_now_is_not_mistaken_for_it(house: House, record: str) -> None:
     house.record.write_text(record)
     pid = await house.look(house.agent())

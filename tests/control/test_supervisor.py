@@ -67,9 +67,7 @@ async def test_no_loop_catches_superseded() -> None:
 
 
 @pytest.mark.parametrize("fault", [RuntimeError("once"), DatabaseUnavailable("away")], ids=["fault", "database"])
-async def test_an_iteration_that_fails_backs_off_and_goes_on(
-    fault: Exception, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_iteration_that_fails_backs_off_and_goes_on(fault: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
 
     async def sleep(seconds: float) -> None:

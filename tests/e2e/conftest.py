@@ -3,15 +3,37 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, TypeVar
 
 import pytest
 
 from tests.beds.docker import USUAL_SOCKET
 from tests.e2e.harness import Gateway, gateway_of
 
+Test = TypeVar("Test", bound=Callable[..., Any])
+
 RUNTIMES = ("docker", "bubblewrap")
+
+
+def only(wanted: Callable[..., bool]) -> Callable[[Test], Test]:
+    """Of a test's cases, only those whose parameters `wanted` answers True for; the others are not even collected."""
+
+    def mark(test: Test) -> Test:
+        test.only = wanted  # type: ignore[attr-defined]
+        return test
+
+    return mark
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items[:] = [item for item in items if _is_wanted(item)]
+
+
+def _is_wanted(item: pytest.Item) -> bool:
+    wanted = getattr(getattr(item, "function", None), "only", None)
+    return wanted is None or wanted(**item.callspec.params)  # type: ignore[attr-defined]
 
 
 class Web:

@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.e2e.conftest import Web
+from tests.e2e.conftest import Web, only
 from tests.e2e.harness import Gateway, sh, wait_for
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.slow]
@@ -84,11 +84,10 @@ def begun(gateway: Gateway, task_id: str) -> Path:
     return wait_for("the executor to begin", lambda: next(attempts.glob(f"*{task_id}-*/rw/count/starts"), None)).parent
 
 
+@only(lambda gateway, point, **_: gateway == "bubblewrap" or point in ON_DOCKER)
 @pytest.mark.parametrize("who", WHO)  # the fastest to vary: a restarted gateway has no back-off for its agent
 @pytest.mark.parametrize("point", POINTS)
 def test_at_each_point(gateway: Gateway, who: str, point: str) -> None:
-    if gateway.runtime == "docker" and point not in ON_DOCKER:
-        pytest.skip("this point is passed on bubblewrap")
     task, name = counted(gateway, "true", "cat /in/data")
     gateway.arm(who, point)
     task_id = gateway.submit(task)
@@ -174,10 +173,9 @@ def submit_burst(gateway: Gateway, tasks: Sequence[dict[str, Any]]) -> list[str 
     return ids
 
 
+@only(lambda gateway, seed: gateway == "docker" or seed == 1)
 @pytest.mark.parametrize("seed", [1, 2])
 def test_both_while_a_dozen_is_in_flight(gateway: Gateway, seed: int) -> None:
-    if gateway.runtime == "bubblewrap" and seed > 1:
-        pytest.skip("one round on bubblewrap")
     made = [counted(gateway, "sleep 0.3", "sleep 0.2", name=f"dozen-{seed}-{index}") for index in range(12)]
     ids = submit_burst(gateway, [task for task, _ in made])
     moment = random.Random(f"{gateway.runtime}{seed}").uniform(0.2, 2.5)
@@ -190,10 +188,9 @@ def test_both_while_a_dozen_is_in_flight(gateway: Gateway, seed: int) -> None:
     gateway.assert_nothing_left()
 
 
+@only(lambda gateway: gateway == "bubblewrap")  # where forty are quick
 def test_gateway_while_forty_are_posted(gateway: Gateway) -> None:
     """Whatever was answered is there; and what was not is posted again with its key and makes one task."""
-    if gateway.runtime == "docker":
-        pytest.skip("the same on bubblewrap, where forty are quick")
     made = [counted(gateway, "true", name=f"forty-{index}") for index in range(40)]
     tasks = [task for task, _ in made]
     killer = threading.Timer(0.4, gateway.kill)

@@ -17,9 +17,7 @@ _numbers = itertools.count(1)
 
 
 @pytest.fixture(scope="module")
-def fleet(
-    postgres_server: Server, bubblewrap: Any, tmp_path_factory: pytest.TempPathFactory
-) -> Generator[Fleet]:
+def fleet(postgres_server: Server, bubblewrap: Any, tmp_path_factory: pytest.TempPathFactory) -> Generator[Fleet]:
     """Nothing of it runs yet but its database."""
     name = f"fleet_{os.getpid()}_{next(_numbers)}"
     anyio.run(postgres_server.run, f"CREATE DATABASE {name}")

@@ -239,9 +239,7 @@ class Fleet:
         """An operator's command that succeeds; what it printed."""
         command = [sys.executable, "-m", "tesgate.cli", *words, "--database-url", self.database_url]
         command += ["--data-dir", str(self.base / "operator")]
-        done = subprocess.run(
-            command, capture_output=True, text=True, env=self.environment(), timeout=30, check=False
-        )
+        done = subprocess.run(command, capture_output=True, text=True, env=self.environment(), timeout=30, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -281,9 +279,7 @@ class Fleet:
             "name": name,
             "executors": [{"image": BUSYBOX, "command": ["sh", "-c", LINE + script]}],
             "volumes": ["/count"],
-            "outputs": [
-                {"path": "/count/starts", "url": "file://" + quote(str(self.files / name)), "type": "FILE"}
-            ],
+            "outputs": [{"path": "/count/starts", "url": "file://" + quote(str(self.files / name)), "type": "FILE"}],
         }
 
     def check(self, task: dict[str, Any], *, attempts: int | None = 1) -> None:

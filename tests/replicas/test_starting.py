@@ -1,8 +1,9 @@
-"""Who may join a deployment, and with which part: everybody else is refused with a sentence, before it changes anything."""
+"""Who may join a deployment, and with which part: others are refused with a sentence, before they change anything."""
 
 from __future__ import annotations
 
 import secrets
+import subprocess
 from collections.abc import Generator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from tests.replicas.fleet import Agent, Fleet, Replica, wait_for
 pytestmark = [pytest.mark.timeout(60), pytest.mark.slow]
 
 REFUSED = 2
-SUPERSEDED = 6
+SUPERSEDED = 7
 
 
 @pytest.fixture
@@ -96,6 +97,20 @@ def test_a_copy_of_a_data_directory_ends_the_one_before(fleet: Fleet, a: Replica
     assert stranger.terminate() < 5
 
 
+def test_a_signal_right_after_the_start_is_orderly(fleet: Fleet, stranger: Replica) -> None:
+    """Whoever reads that it listens may end it."""
+    for _ in range(2):
+        with subprocess.Popen(
+            stranger.command(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=fleet.environment()
+        ) as process:
+            assert process.stdout is not None
+            assert b"listens on" in process.stdout.readline()
+            process.terminate()
+            assert process.wait(5) == 0
+        (row,) = fleet.rows("SELECT left_at FROM replica WHERE id = $1", fleet.id_of(stranger))
+        assert row["left_at"] is not None
+
+
 def test_roles_may_be_split(fleet: Fleet, a: Replica) -> None:
     """One that answers, two that follow; one of those is killed."""
     a.terminate()
@@ -119,10 +134,33 @@ def test_roles_may_be_split(fleet: Fleet, a: Replica) -> None:
         agent.begun(canceled)
         api.cancel(canceled)
         api.wait(canceled, "CANCELED", seconds=5)
+        assert other.client.get("/tasks").status_code == 404
         (count / "go").touch()
         fleet.check(api.wait(running))
         fleet.assert_nothing_left()
         assert api.terminate() < 5
         assert other.terminate() < 5
+    finally:
+        agent.close()
+
+
+def test_an_agent_that_is_held_is_not_taken_for_lost(fleet: Fleet, a: Replica, stranger: Replica) -> None:
+    """Where agents are lost after a few seconds, their polls are held for less."""
+    a.terminate()
+    stranger.settings = {"CONTROL__AGENT_LOST_AFTER": "2"}
+    stranger.start()
+    agent = Agent(fleet, "idle", stranger)
+    try:
+        agent.start()
+        instance = (agent.scratch / "instance").read_text().strip()
+
+        def row() -> dict[str, object]:
+            return fleet.rows("SELECT session, state, seen_at FROM agent WHERE id = $1", instance)[0]
+
+        for _ in range(4):
+            before = row()["seen_at"]
+            wait_for("another poll", lambda: row()["seen_at"] != before, 5)  # noqa: B023
+        assert (row()["session"], row()["state"]) == (1, "open")
+        assert stranger.terminate() < 5
     finally:
         agent.close()

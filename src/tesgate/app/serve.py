@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 
 import anyio
+import anyio.abc
 import structlog
 import uvicorn
 
@@ -78,7 +79,8 @@ async def _run(gateway: Gateway, listener: socket.socket) -> int:
     code = 0
     try:
         async with anyio.create_task_group() as group:
-            group.start_soon(_end_on_signal, gateway, server)
+            # Before anybody is told that we are here: a signal must not meet the default, which ends without a word.
+            await group.start(_end_on_signal, gateway, server)
             group.start_soon(supervisor.run)
             log.info(
                 "tesgate is listening", url=url, version=__version__, deployment=gateway.deployment, docs=f"{url}/docs"
@@ -102,9 +104,15 @@ async def _run(gateway: Gateway, listener: socket.socket) -> int:
     return code
 
 
-async def _end_on_signal(gateway: Gateway, server: uvicorn.Server) -> None:
+async def _end_on_signal(
+    gateway: Gateway,
+    server: uvicorn.Server,
+    *,
+    task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
+) -> None:
     """SIGTERM and SIGINT: stop taking requests, answer the held polls, hand over. A second one ends at once."""
     async with _signals() as received:
+        task_status.started()
         async for number in received:
             if gateway.wakes.closing:
                 server.force_exit = True

@@ -59,14 +59,7 @@ class Dispatcher:
         if not candidates:
             return False
         rooms = [agent.room for agent in await self._agents.list_open() if agent.pool == self._pool]
-        placement = place(
-            candidates,
-            rooms,
-            reserve_after=self._reserve_after,
-            known_roots=self._known_roots,
-            hint=self._hint(),
-            refused_runtimes=self._refused_runtimes,
-        )
+        placement = self._place(candidates, rooms, self._known_roots)
         if placement.refused:
             await self._reconsider(candidates, rooms, placement)
         given = await self._give(placement)
@@ -74,13 +67,25 @@ class Dispatcher:
         # All picks went through and the head was full of work: look at what stood behind it.
         return bool(given) and len(given) == len(placement.picks) and len(candidates) == self._batch
 
+    def _place(
+        self, candidates: Sequence[Candidate], rooms: Sequence[AgentRoom], known_roots: Sequence[tuple[str, bool]]
+    ) -> Placement:
+        return place(
+            candidates,
+            rooms,
+            reserve_after=self._reserve_after,
+            known_roots=known_roots,
+            hint=self._hint(),
+            refused_runtimes=self._refused_runtimes,
+        )
+
     async def _reconsider(
         self, candidates: Sequence[Candidate], rooms: Sequence[AgentRoom], placement: Placement
     ) -> None:
         """A path that only agents know that are lost is waited for: they may come back."""
         known = [*self._known_roots, *await self._agents.lost_roots(self._pool)]
         refused = [candidate for candidate in candidates if candidate.task_id in placement.refused]
-        again = place(refused, rooms, reserve_after=self._reserve_after, known_roots=known, hint=self._hint())
+        again = self._place(refused, rooms, known)
         placement.reasons.update(again.reasons)
         placement.refused.clear()
         placement.refused.update(again.refused)
