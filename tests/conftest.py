@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -28,6 +29,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for name in beds.NAMES:
             if name != "postgres" and name in getattr(item, "fixturenames", ()):
                 item.add_marker(pytest.mark.bed(name))
+
+
+CLUSTERS = Path("/var/lib/tesgate")
+"""Where an embedded PostgreSQL of root's goes when its own user cannot reach the data directory, as below pytest's 0700."""
+
+_clusters_before = set(CLUSTERS.glob("postgres-*"))
+
+
+def pytest_unconfigure() -> None:
+    """Remove the clusters that this run left behind: those that are new and have no server."""
+    for cluster in set(CLUSTERS.glob("postgres-*")) - _clusters_before:
+        if not (cluster / "postmaster.pid").exists() and not (cluster / "postgres" / "postmaster.pid").exists():
+            shutil.rmtree(cluster, ignore_errors=True)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -112,6 +112,10 @@ def test_no_gateway_is_unavailable_and_its_return_wakes_those_who_wait(gateway: 
                 await anyio.sleep(0.05)
                 await client.register(FACTS)
         assert client.reachable
+        # From now on a pause is a pause again: a 409 or a 401 must not turn into a busy loop.
+        with anyio.move_on_after(0.2) as scope:
+            await client.pause(3600.0)
+        assert scope.cancelled_caught
         client.close()
 
     anyio.run(main)

@@ -184,9 +184,7 @@ class GatewayClient:
         try:
             value = await anyio.to_thread.run_sync(call, abandon_on_cancel=abandon, limiter=limiter)
         except Unavailable:
-            if self.reachable:
-                self.reachable = False
-                self._back = anyio.Event()
+            self.reachable = False
             raise
         except GatewayFault:
             self._found()
@@ -197,7 +195,9 @@ class GatewayClient:
     def _found(self) -> None:
         if not self.reachable:
             self.reachable = True
+            # Wakes who waits now; later pauses are for other reasons and take their time.
             self._back.set()
+            self._back = anyio.Event()
 
     def _exchange(self, method: str, path: str, body: bytes, token: str, timeout: float, content_type: str) -> Any:
         headers = {
