@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 CLUSTERS = Path("/var/lib/tesgate")
-"""Where an embedded PostgreSQL of root's goes when its own user cannot reach the data directory, as below pytest's 0700."""
+"""Where root's embedded PostgreSQL goes when its own user cannot reach the data directory, as below pytest's 0700."""
 
 _clusters_before = set(CLUSTERS.glob("postgres-*"))
 
