@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import signal
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -29,6 +30,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for name in beds.NAMES:
             if name != "postgres" and name in getattr(item, "fixturenames", ()):
                 item.add_marker(pytest.mark.bed(name))
+
+
+def pytest_configure() -> None:
+    """A shell that runs us in the background may have us ignore Ctrl-C, and all that we start would inherit that."""
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 CLUSTERS = Path("/var/lib/tesgate")

@@ -65,7 +65,10 @@ def test_keep_goes_on_until_it_is_interrupted(number: signal.Signals, code: int,
         (url,) = re.findall(r"^API +(\S+)", "".join(lines), re.MULTILINE)
         assert httpx.get(url + "/tasks?state=COMPLETE").json()["tasks"]
         process.send_signal(number)
-        assert process.wait(40) == code
+        try:
+            assert process.wait(40) == code
+        finally:
+            process.kill()
     deadline = time.monotonic() + 30
     while left := [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(p.info["cmdline"] or [])]:
         assert time.monotonic() < deadline, left

@@ -160,7 +160,7 @@ class Agent:
     async def _sessions(self) -> int:
         backoff, unheard = Backoff(), Backoff(first=0.1, early=1.0, late=1.0)
         while not self._ending:
-            pause = 0.0
+            pause, refused = 0.0, False
             with anyio.CancelScope() as self._scope:
                 try:
                     registered = self._registered or await self._register()
@@ -181,11 +181,12 @@ class Agent:
                     pause = backoff.next()
                 except Unauthorized as exc:
                     _log.error("the gateway does not take the agent's token in %s: %s", self._settings.token_file, exc)
-                    pause = UNAUTHORIZED_PAUSE
+                    pause, refused = UNAUTHORIZED_PAUSE, True
                 except GatewayFault as exc:
                     _log.info("no gateway for now: %s", exc)
                     pause = backoff.next()
-                if pause and not self._client.reachable and self._is_idle():
+                # Whoever answers but does not know us is not our gateway: another may have its port by now.
+                if pause and (refused or not self._client.reachable) and self._is_idle():
                     _log.info("nobody needs this agent any more: it ends")
                     return EXIT_OK
                 self._abandon_if_alone()
