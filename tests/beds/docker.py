@@ -1,4 +1,4 @@
-"""A real Docker engine: the one that answers on the machine, or a private dockerd started for the tests."""
+"""A real Docker engine: the one that answers on the machine, or a dockerd started for the tests."""
 
 from __future__ import annotations
 
@@ -40,7 +40,11 @@ def answers(path: str) -> bool:
 
 @contextmanager
 def serving() -> Generator[Docker]:
-    """An engine: the one of ``TESGATE_TEST_DOCKER``, the machine's own, or a private dockerd. With test images."""
+    """An engine: the one of ``TESGATE_TEST_DOCKER``, the machine's own, or a dockerd of this run. With test images.
+
+    Ours listens where everybody looks for an engine (the demo and the ``docker`` client do), since nobody does there;
+    its data and its processes are private.
+    """
     for path in (os.environ.get("TESGATE_TEST_DOCKER", ""), USUAL_SOCKET):
         if path and answers(path):
             load_images(path)
@@ -52,7 +56,7 @@ def serving() -> Generator[Docker]:
     if os.geteuid() != 0:
         raise BedUnavailable("no Docker engine answers and only root can start dockerd")
     directory = Path(tempfile.mkdtemp(prefix="tesgate-dockerd-"))
-    path = str(directory / "docker.sock")
+    path = USUAL_SOCKET
     with (directory / "log").open("wb") as log:
         process = subprocess.Popen(
             [

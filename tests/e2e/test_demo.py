@@ -35,8 +35,8 @@ def engine_or_skip(runtime: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("runtime", ["docker", "bubblewrap"])
-def test_demo(runtime: str, tmp_path: Path) -> None:
-    engine_or_skip(runtime)
+def test_demo(runtime: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    request.getfixturevalue(runtime)  # the bed: where it is required and cannot stand, that is a failure
     command = [sys.executable, "-m", "tesgate.cli", "demo", "--data-dir", str(tmp_path), "--runtime", runtime]
     # A setting of the user's own must not reach the demo's gateway.
     environment = {**os.environ, "TESGATE_DATABASE_URL": "postgresql://nobody@127.0.0.1:9/none"}
