@@ -27,13 +27,13 @@ beds: $(READY) ## what the tests' real services need, as far as this machine let
 	@sh tests/beds/setup.sh
 
 .PHONY: check
-check: $(READY) ## style, types, layers and the tests without beds (under 2 minutes)
+check: $(READY) ## style, types, layers and the quick tests (under 2 minutes)
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
 	@$(VENV)/bin/lint-imports
 	@if [ -e tools/check_runner.py ]; then $(PY) tools/check_runner.py; fi
-	@$(PYTEST) -q -m "not bed and not slow" $(ARGS)
+	@$(PYTEST) -q -m "not bed and not slow" tests/unit tests/model tests/services tests/api $(ARGS)
 
 .PHONY: format
 format: $(READY) ## put the code into its form

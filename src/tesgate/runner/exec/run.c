@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -48,12 +49,16 @@ int64_t clock_ms(void)
 /* Signals are taken by sigtimedwait() alone; all others stay blocked, so that none of them ends us. */
 static void take_signals(void)
 {
+    static const unsigned long DEFAULT[8]; /* a kernel's sigaction of zeros: SIG_DFL, no flags, empty mask */
     sigset_t all;
 
     sigfillset(&all);
     sigprocmask(SIG_SETMASK, &all, NULL);
-    for (int number = 1; number < NSIG; number++)
-        signal(number, SIG_DFL); /* an ignored SIGCHLD reaps by itself, an ignored SIGPIPE would be the command's */
+    /* An ignored SIGCHLD reaps by itself, an ignored SIGPIPE would be the command's. Not by signal(): the C library keeps
+     * some numbers for itself, and posix_spawn() hands those down ignored. */
+    for (int number = 1; number <= 64; number++)
+        if (number != SIGKILL && number != SIGSTOP)
+            syscall(SYS_rt_sigaction, number, DEFAULT, NULL, (size_t)8);
 }
 
 static bool failed(struct result *result, const char *what)
