@@ -33,9 +33,9 @@ TERMINAL = ("COMPLETE", "EXECUTOR_ERROR", "SYSTEM_ERROR", "CANCELED")
 STOPS = (
     ("POST answered", "api/tes.py, services/tasks.py, store/tasks.py insert_task (commit 1)"),
     ("attempt and room taken", "control/dispatcher.py, store/attempts.py assign (commit 2)"),
-    ("first report applied", "services/attempts.py poll -> runner/reporter.py -> report (commit 3, not waited for)"),
-    ("executor started", "runner/attempt.py, runner/step.py, runtime/docker.py create + start"),
+    ("executor started", "services/attempts.py poll -> runner/attempt.py, step.py, runtime/docker.py create + start"),
     ("executor ended", "runner/exec (the result file)"),
+    ("first report applied", "runner/reporter.py -> store/attempts.py report (commit 3, not waited for)"),
     ("finished", "runner/attempt.py -> store/attempts.py finish (commit 4)"),
     ("client sees COMPLETE", "api/tes.py, store/tasks.py get_state"),
     ("container and scratch removed", "runner/agent.py forget (off the critical path)"),
@@ -73,9 +73,9 @@ async def one(client: httpx.AsyncClient, database: Database, image: str, agent: 
         for moment in (
             answered,
             events["assign"],
-            reported,
             seconds(executor["start_time"]),
             seconds(executor["end_time"]),
+            reported,
             events["finish"],
             seen,
             removed,
