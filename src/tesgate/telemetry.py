@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TextIO
 
@@ -14,7 +13,7 @@ import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-__all__ = ["Metrics", "configure_logging", "redact", "redact_url", "task_context"]
+__all__ = ["Metrics", "configure_logging", "redact", "redact_url"]
 
 _SECRET_NAMES = re.compile(r"(?i)(token|password|passwd|secret|authorization|cookie|credential|api_?key)")
 _TOKENS = re.compile(r"\btg[uat]_[A-Za-z0-9_.~-]+")
@@ -122,16 +121,6 @@ def configure_logging(
     logging.getLogger("uvicorn.access").setLevel(logging.WARNING)
     for name in ("httpx", "httpcore", "asyncio", "urllib3"):
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
-
-
-@contextmanager
-def task_context(task: str, attempt: int | None = None) -> Iterator[None]:
-    """Every line that is logged inside carries the task (and attempt)."""
-    words: dict[str, Any] = {"task": task}
-    if attempt is not None:
-        words["attempt"] = attempt
-    with structlog.contextvars.bound_contextvars(**words):
-        yield
 
 
 @dataclass(frozen=True, kw_only=True)

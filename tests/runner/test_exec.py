@@ -19,9 +19,11 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
+
+from tests.beds import is_required
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="tesgate-exec runs on Linux"),
@@ -35,6 +37,13 @@ KEYS = {
     "wire", "exit_code", "signal", "terminated", "timed_out", "oom_killed", "killed", "error", "errno", "start_ns",
     "end_ns", "user_us", "system_us", "max_rss_bytes", "stdout_bytes", "stderr_bytes",
 }  # fmt: skip
+
+
+def cannot(reason: str) -> NoReturn:
+    """A machine that cannot do what a test needs: a skip, and where everything is required a failure."""
+    if is_required("all"):
+        pytest.fail(reason)
+    pytest.skip(reason)
 
 
 def load(path: Path) -> ModuleType:
@@ -478,7 +487,7 @@ def namespace(*, proc: bool = True) -> tuple[str, ...]:
     user = () if IS_ROOT else ("--user", "--map-root-user")
     line = ("unshare", *user, "--pid", "--fork", "--kill-child", *(("--mount-proc",) if proc else ()))
     if shutil.which("unshare") is None or subprocess.run([*line, "true"], capture_output=True, check=False).returncode:
-        pytest.skip("cannot make PID namespaces here: unshare --pid fails")
+        cannot("cannot make PID namespaces here: unshare --pid fails")
     return line
 
 
@@ -520,9 +529,8 @@ def test_not_pid_1_with_another_namespace_s_proc(step: Step) -> None:
     assert step.result()["exit_code"] == 4
 
 
-def test_as_pid_1_of_bubblewrap(step: Step) -> None:
-    if shutil.which("bwrap") is None:
-        pytest.skip("bubblewrap is not installed")
+def test_as_pid_1_of_bubblewrap(step: Step, bubblewrap: object) -> None:
+    del bubblewrap  # the bed: it works here
     prefix = (
         "bwrap",
         "--bind",
@@ -536,8 +544,6 @@ def test_as_pid_1_of_bubblewrap(step: Step) -> None:
         "--as-pid-1",
         "--die-with-parent",
     )
-    if subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode:
-        pytest.skip("bubblewrap cannot make namespaces here")
     process = step.start("sh", "-c", trap(step, "TERM"), prefix=prefix, options=("--grace-ms", "5000"))
     step.wait_for("ready")
     os.kill(child_of(process.pid), signal.SIGTERM)
@@ -627,7 +633,7 @@ def on_small_disk(step: Step, script: str) -> subprocess.CompletedProcess[bytes]
         shutil.which("unshare") is None
         or subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode
     ):
-        pytest.skip("cannot mount a small disk here: unshare --mount fails")
+        cannot("cannot mount a small disk here: unshare --mount fails")
     disk, out = step.home / "disk", step.home / "out"
     disk.mkdir()
     out.mkdir()
@@ -805,7 +811,7 @@ def memory_group() -> Iterator[Path]:
     except OSError as exc:
         with contextlib.suppress(OSError):
             group.rmdir()
-        pytest.skip(f"cannot make a memory cgroup here: {exc}")
+        cannot(f"cannot make a memory cgroup here: {exc}")
     for swap in ("memory.memsw.limit_in_bytes", "memory.swap.max"):
         with contextlib.suppress(OSError):
             (group / swap).write_text(str(48 << 20) if "memsw" in swap else "0")

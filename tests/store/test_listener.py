@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from tesgate.store.database import Database
-from tesgate.store.listener import EVERYTHING, Listener, Notifier, Wake
+from tesgate.store.listener import EVERYTHING, Listener, Notifier
 from tests.store.proxy import Proxy
 
 
@@ -202,16 +202,3 @@ async def test_this_process_is_woken_at_once_and_without_the_database(proxy: Pro
             # What could not be said is not forgotten: the others look at everything.
             await heard.until(lambda payloads: payloads.count(EVERYTHING) >= 2)
             group.cancel_scope.cancel()
-
-
-async def test_wake_collects_until_it_is_taken() -> None:
-    wake = Wake()
-    wake("a,b")
-    wake("b,c")
-    assert await wake.wait() == {"a", "b", "c"}
-    wake("d")
-    wake(EVERYTHING)
-    assert await wake.wait() is None
-    assert await wake.wait(0.001) is None  # silence: look at everything
-    wake("e")
-    assert await wake.wait(10) == {"e"}

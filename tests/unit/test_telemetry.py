@@ -10,7 +10,7 @@ from collections.abc import Generator
 import pytest
 import structlog
 
-from tesgate.telemetry import Metrics, configure_logging, redact, redact_url, task_context
+from tesgate.telemetry import Metrics, configure_logging, redact, redact_url
 
 
 @pytest.fixture
@@ -65,15 +65,6 @@ def test_every_way_into_the_log_is_redacted(log: io.StringIO) -> None:
     lines = [json.loads(line) for line in text.splitlines()]
     assert len(lines) == 5 and lines[0]["n"] == 5 and lines[0]["level"] == "info"
     assert "RuntimeError" in lines[3]["exception"] and "RuntimeError" in lines[4]["exception"]
-
-
-def test_task_and_attempt_are_on_every_line(log: io.StringIO) -> None:
-    with task_context("t1", 2):
-        structlog.get_logger("a").info("inside")
-        logging.getLogger("b").warning("inside too")
-    structlog.get_logger("a").info("outside")
-    lines = [json.loads(line) for line in log.getvalue().splitlines()]
-    assert [(line.get("task"), line.get("attempt")) for line in lines] == [("t1", 2), ("t1", 2), (None, None)]
 
 
 def test_two_gateways_in_one_process_do_not_mix() -> None:

@@ -86,7 +86,14 @@ class DataDir:
         fresh.replace(path)
 
     def _once(self, name: str, make: Callable[[], str]) -> bytes:
+        """A file that is made once; of several processes that meet here at the first start one wins for all."""
         path = self.path / name
         if not path.exists():
-            self.write_private(path, make())
+            fresh = path.with_name(f"{name}.{os.getpid()}.{secrets.token_hex(4)}")
+            self.write_private(fresh, make())
+            try:
+                with contextlib.suppress(FileExistsError):
+                    os.link(fresh, path)
+            finally:
+                fresh.unlink()
         return path.read_bytes()

@@ -19,7 +19,7 @@ import asyncpg
 from tesgate.store.database import Database, is_fault
 from tesgate.store.errors import DatabaseUnavailable
 
-__all__ = ["EVERYTHING", "Listener", "Notifier", "Wake"]
+__all__ = ["EVERYTHING", "Listener", "Notifier"]
 
 logger = logging.getLogger(__name__)
 
@@ -31,31 +31,6 @@ FIRST_WAIT_SECONDS = 0.1
 LONGEST_WAIT_SECONDS = 5.0
 
 Subscriber = Callable[[str], None]
-
-
-class Wake:
-    """A subscriber that collects what it was told until one loop takes it."""
-
-    def __init__(self) -> None:
-        self._ids: set[str] = set()
-        self._everything = False
-        self._event = anyio.Event()
-
-    def __call__(self, payload: str = EVERYTHING) -> None:
-        """Take note of a payload; never blocks."""
-        if payload == EVERYTHING:
-            self._everything = True
-        else:
-            self._ids.update(payload.split(","))
-        self._event.set()
-
-    async def wait(self, timeout: float | None = None) -> frozenset[str] | None:
-        """The ids since the last call; None: look at everything (told to, or `timeout` seconds of silence)."""
-        with anyio.move_on_after(timeout):
-            await self._event.wait()
-        everything, ids = self._everything or not self._ids, frozenset(self._ids)
-        self._event, self._ids, self._everything = anyio.Event(), set(), False
-        return None if everything else ids
 
 
 class Listener:
