@@ -32,7 +32,8 @@ def test_a_small_task_needs_few_messages(bench: Bench) -> None:
     body = _end(bench, key)
     assert body["state"] == "COMPLETE"
     assert not body["published"]
-    assert [name for name, _, _ in bench.gateway.messages] in (["report", "finish"], ["finish"])
+    # The report is not waited for, so that either may arrive first.
+    assert sorted(name for name, _, _ in bench.gateway.messages) in (["finish", "report"], ["finish"])
     assert bench.gateway.log_requests == 0
     snapshot = body["snapshot"]
     assert snapshot["step"] == "done"
