@@ -46,7 +46,12 @@ _clusters_before = set(CLUSTERS.glob("postgres-*"))
 
 
 def pytest_unconfigure() -> None:
-    """Remove the clusters that this run left behind: those that are new and have no server."""
+    """Remove the clusters that this run left behind: those that are new and have no server.
+
+    Another run on the same machine has such clusters too: TESGATE_TEST_LEAVE_CLUSTERS=1 where several go at once.
+    """
+    if os.environ.get("TESGATE_TEST_LEAVE_CLUSTERS"):
+        return
     for cluster in set(CLUSTERS.glob("postgres-*")) - _clusters_before:
         if not (cluster / "postmaster.pid").exists() and not (cluster / "postgres" / "postmaster.pid").exists():
             shutil.rmtree(cluster, ignore_errors=True)
