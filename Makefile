@@ -8,6 +8,8 @@ READY := $(VENV)/.ready
 PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3.14 python3; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo "$$python"; break; }; done)
 PYTEST ?= $(PY) -m pytest
+# Test processes of `make test`; most tests wait for something. Modules stay together, and so do all Docker tests.
+PROCESSES ?= 2
 ARGS ?=
 
 .PHONY: help
@@ -20,7 +22,7 @@ demo: $(READY) ## a gateway with an agent on this machine, and a task that runs 
 
 .PHONY: test
 test: beds ## everything, with every real service that can be had here (up to 20 minutes)
-	@$(PYTEST) $(ARGS)
+	@$(PYTEST) -n $(PROCESSES) --dist loadgroup $(ARGS)
 
 .PHONY: beds
 beds: $(READY) ## what the tests' real services need, as far as this machine lets us install it

@@ -25,11 +25,23 @@ _numbers = itertools.count(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs a bed, so that ``make check`` can leave it out."""
+    """Mark what needs a bed, so that ``make check`` can leave it out, and what must run in one process.
+
+    With several processes (``-n 2``) a module's tests stay together, since they share gateways, and so do all that need
+    the Docker engine: one process starts and stops it.
+    """
     for item in items:
+        needs = {*getattr(item, "fixturenames", ()), *_values(item)}
         for name in beds.NAMES:
-            if name != "postgres" and name in getattr(item, "fixturenames", ()):
+            if name != "postgres" and name in needs:
                 item.add_marker(pytest.mark.bed(name))
+        item.add_marker(pytest.mark.xdist_group("docker" if "docker" in needs else item.nodeid.partition("::")[0]))
+
+
+def _values(item: pytest.Item) -> set[str]:
+    """Words among a test's parameters: fixtures with cases ask for a bed by its name."""
+    spec = getattr(item, "callspec", None)
+    return set() if spec is None else {value for value in spec.params.values() if isinstance(value, str)}
 
 
 def pytest_configure() -> None:
@@ -45,16 +57,31 @@ CLUSTERS = Path("/var/lib/tesgate")
 _clusters_before = set(CLUSTERS.glob("postgres-*"))
 
 
-def pytest_unconfigure() -> None:
+def pytest_unconfigure(config: pytest.Config) -> None:
     """Remove the clusters that this run left behind: those that are new and have no server.
 
     Another run on the same machine has such clusters too: TESGATE_TEST_LEAVE_CLUSTERS=1 where several go at once.
     """
-    if os.environ.get("TESGATE_TEST_LEAVE_CLUSTERS"):
+    if os.environ.get("TESGATE_TEST_LEAVE_CLUSTERS") or hasattr(config, "workerinput"):
         return
     for cluster in set(CLUSTERS.glob("postgres-*")) - _clusters_before:
         if not (cluster / "postmaster.pid").exists() and not (cluster / "postgres" / "postmaster.pid").exists():
             shutil.rmtree(cluster, ignore_errors=True)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """One of several test processes tells the first one which beds stood."""
+    output: dict[str, Any] | None = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["beds"] = [(outcome.name, outcome.seconds, outcome.reason) for outcome in beds.outcomes.values()]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take note of the beds of another test process; one that it could not have matters more than one that it had."""
+    for name, seconds, reason in getattr(node, "workeroutput", {}).get("beds", []):
+        if reason is not None or name not in beds.outcomes:
+            beds.outcomes[name] = beds.Outcome(name, seconds, reason)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -125,7 +125,7 @@ class Bench:
         assert not self.steps(), "containers are left"
         assert not [name for name in os.listdir(self.root) if name.startswith(".tesgate")]
         assert os.listdir(self.scratch / "tombstones") == []
-        assert self.gateway.violations == []
+        assert self.gateway.violations == [], self.gateway.violations
 
     def steps(self) -> List[str]:
         """Names of all containers or sandboxes of this scratch."""
