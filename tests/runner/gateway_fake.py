@@ -154,7 +154,11 @@ class FakeGateway:
     # -- inside ------------------------------------------------------------------------------------------------
 
     def _serve(self, request: BaseHTTPRequestHandler) -> None:
-        body = request.rfile.read(int(request.headers.get("content-length") or 0))
+        length = int(request.headers.get("content-length") or 0)
+        body = request.rfile.read(length)
+        if len(body) < length:  # whoever asked was killed half-way through
+            request.close_connection = True
+            return
         status, answer = self._answer(request.path, request.headers.get("authorization") or "", body)
         data = json.dumps(answer).encode()
         request.send_response(status)
