@@ -6,11 +6,11 @@ import base64
 import json
 import os
 import tarfile
-from typing import IO, Any, Dict, Iterator, List, Pattern, cast
+from typing import IO, Any, Dict, Iterator, List, cast
 
 from urllib3.exceptions import HTTPError
 
-from ..transfer.globs import base_of, expand_braces, regex
+from ..transfer.globs import Matcher, base_of, expand_braces
 from .archive import UnsafePath, empty_directories, extract, pack, parts_of
 from .base import Bind, Collect, EngineUnavailable, RuntimeFault, StepRefused
 from .engine import Engine, EngineError, Stream, in_path
@@ -151,8 +151,8 @@ def _link_target(header: str) -> str:
         return ""
 
 
-def _compiled(pattern: str) -> List[Pattern[str]]:
-    return [regex(plain.rstrip("/")) for plain in expand_braces(pattern)]
+def _compiled(pattern: str) -> List[Matcher]:
+    return [Matcher(plain.rstrip("/")) for plain in expand_braces(pattern)]
 
 
 def _matching(patterns: List[str], changes: Dict[str, int], notes: List[str]) -> List[str]:

@@ -6,11 +6,32 @@ A wildcard never matches ``/`` nor, at the beginning of a component, a dot; ``**
 from __future__ import annotations
 
 import re
-from typing import Dict, Generic, Iterator, List, Optional, Pattern, Protocol, Sequence, Tuple, TypeVar
+from dataclasses import dataclass
+from typing import (
+    Callable,
+    Dict,
+    FrozenSet,
+    Generic,
+    Iterator,
+    List,
+    Optional,
+    Pattern,
+    Protocol,
+    Sequence,
+    Set,
+    Tuple,
+    TypeVar,
+)
 
-__all__ = ["Tree", "base_of", "expand", "expand_braces", "has_braces", "has_wildcards", "regex", "unescape"]
+__all__ = ["Matcher", "Tree", "base_of", "expand", "expand_braces", "has_braces", "has_wildcards", "unescape"]
 
 MAX_ALTERNATIVES = 1024
+MAX_BRACKET = 256
+"""Characters of one bracket expression; a longer one is plain text."""
+MAX_WILDCARDS = 256
+"""Of one alternative."""
+_KNOWN = 20_000
+"""Steps of a matcher that are remembered."""
 _CLASSES = {
     "alnum": "a-zA-Z0-9",
     "alpha": "a-zA-Z",
@@ -25,6 +46,7 @@ _CLASSES = {
     "upper": "A-Z",
     "xdigit": "0-9A-Fa-f",
 }
+_NAMED = re.compile(r"\[:([a-z]+):\]")
 
 N = TypeVar("N")
 
@@ -95,23 +117,29 @@ def expand_braces(pattern: str) -> List[str]:
 
 def _brace(text: str) -> Optional[Tuple[int, int, List[str]]]:
     """Find the first complete brace: its ends and its alternatives."""
+    open_braces: List[int] = []
+    closed: Dict[int, int] = {}
     index = 0
     while index < len(text):
         if text[index] == "\\":
             index += 1
         elif text[index] == "{":
-            found = _alternatives(text, index)
-            if found is not None:
-                end, options = found
-                if len(options) == 1:
-                    options = [*options, "\\{" + options[0] + "\\}"]
-                return index, end, options
+            open_braces.append(index)
+        elif text[index] == "}" and open_braces:
+            closed[open_braces.pop()] = index
         index += 1
-    return None
+    if not closed:
+        return None
+    start = min(closed)
+    options = _alternatives(text[start + 1 : closed[start]])
+    if len(options) == 1:
+        options = [*options, "\\{" + options[0] + "\\}"]
+    return start, closed[start], options
 
 
-def _alternatives(text: str, start: int) -> Optional[Tuple[int, List[str]]]:
-    depth, index, begin = 0, start, start + 1
+def _alternatives(text: str) -> List[str]:
+    """Split what stands between two braces at its own commas."""
+    depth, index, begin = 0, 0, 0
     options: List[str] = []
     while index < len(text):
         char = text[index]
@@ -121,13 +149,11 @@ def _alternatives(text: str, start: int) -> Optional[Tuple[int, List[str]]]:
             depth += 1
         elif char == "}":
             depth -= 1
-            if depth == 0:
-                return index, [*options, text[begin:index]]
-        elif char == "," and depth == 1:
+        elif char == "," and depth == 0:
             options.append(text[begin:index])
             begin = index + 1
         index += 1
-    return None
+    return [*options, text[begin:]]
 
 
 def _bracket(text: str, start: int) -> Optional[Tuple[int, str]]:
@@ -138,7 +164,8 @@ def _bracket(text: str, start: int) -> Optional[Tuple[int, str]]:
         index += 1
     first = True
     items: List[str] = []
-    while index < len(text):
+    # A bracket without its end is found out again for each of its characters: that must not grow with the square.
+    while index < min(len(text), start + MAX_BRACKET):
         char = text[index]
         if char == "]" and not first:
             body = "".join(items)
@@ -146,10 +173,10 @@ def _bracket(text: str, start: int) -> Optional[Tuple[int, str]]:
                 return index, "[^/]" if negated else "(?!)"
             return index, ("[^/%s]" if negated else "(?!/)[%s]") % body
         first = False
-        named = re.match(r"\[:([a-z]+):\]", text[index:])
+        named = _NAMED.match(text, index)
         if named and named.group(1) in _CLASSES:
             items.append(_CLASSES[named.group(1)])
-            index += named.end()
+            index = named.end()
             continue
         if char == "/":
             return None
@@ -175,45 +202,118 @@ def _member(char: str) -> str:
     return "\\" + char if char in "\\]^-[&~|" else char
 
 
-def regex(pattern: str) -> Pattern[str]:
-    """Compile a pattern without braces; it is to be used with `fullmatch` on relative paths."""
-    out: List[str] = []
-    index = 0
-    start = True
+@dataclass(frozen=True)
+class _Token:
+    kind: str
+    """``char`` (itself), ``set`` (one of a bracket expression), ``any`` (?), ``star`` (*), ``deep`` (**) or
+    ``directories`` (**/ at the beginning of a component: any number of them)."""
+    char: str = ""
+    one: Optional[Pattern[str]] = None
+    after: bool = False
+    """It follows a star: a dot at the beginning of a component is then not written out by the pattern."""
+
+
+def _tokens(pattern: str) -> List[_Token]:
+    out: List[_Token] = []
+    index, start, after = 0, True, False
     while index < len(pattern):
         char = pattern[index]
-        dot = r"(?!\.)" if start else ""
+        found = _bracket(pattern, index) if char == "[" else None
         if char == "*":
             end = index
             while pattern[end : end + 1] == "*":
                 end += 1
             deep = end - index > 1
             if deep and start and pattern[end : end + 1] == "/":
-                out.append(r"(?:(?!\.)[^/]+/)*")
+                out.append(_Token("directories"))
                 index = end + 1
                 continue
-            if deep:
-                out.append(dot + r"(?:[^/]|/(?!\.))" + ("+" if start and end == len(pattern) else "*"))
-            else:
-                out.append(dot + "[^/]*")
-            index = end
-        elif char == "?":
-            out.append(dot + "[^/]")
+            out.append(_Token("deep" if deep else "star"))
+            index, start, after = end, False, True
+            continue
+        if char == "?":
+            out.append(_Token("any"))
             index += 1
+        elif found is not None:
+            out.append(_Token("set", one=re.compile(found[1])))
+            index = found[0] + 1
         else:
-            found = _bracket(pattern, index) if char == "[" else None
-            if found is not None:
-                out.append(dot + found[1])
-                index = found[0] + 1
-            else:
-                char, index = _quoted(pattern, index)
-                out.append(re.escape(char))
-        start = char == "/"
-    return re.compile("".join(out), re.DOTALL)
+            char, index = _quoted(pattern, index)
+            out.append(_Token("char", char, after=after))
+        start, after = char == "/", False
+    return out
+
+
+class Matcher:
+    """A pattern without braces, for `fullmatch` on relative paths. Raises `ValueError` on too many wildcards.
+
+    Not a regular expression: that goes back at every star, for hours where a task chose both names and pattern, and
+    `re` holds the interpreter all the while, so that one task would stop the whole agent. Here all places that the text
+    so far can have reached in the pattern are carried along, once a character.
+    """
+
+    def __init__(self, pattern: str) -> None:
+        self._tokens = _tokens(pattern)
+        if sum(token.kind != "char" for token in self._tokens) > MAX_WILDCARDS:
+            raise ValueError("the pattern has more than %d wildcards" % MAX_WILDCARDS)
+        self._first = self._closed({0})
+        self._known: Dict[Tuple[FrozenSet[int], str, bool], FrozenSet[int]] = {}
+
+    def fullmatch(self, text: str) -> bool:
+        """Whether the whole text is what the pattern means."""
+        places, start = self._first, True
+        for char in text:
+            key = (places, char, start)
+            following = self._known.get(key)
+            if following is None:
+                if len(self._known) >= _KNOWN:
+                    self._known.clear()
+                following = self._known[key] = self._closed(self._step(places, char, start))
+            if not following:
+                return False
+            places, start = following, char == "/"
+        return 2 * len(self._tokens) in places
+
+    def _step(self, places: FrozenSet[int], char: str, start: bool) -> Set[int]:
+        """Places are counted twofold: the odd one is inside a directory that a ``**/`` takes."""
+        following: Set[int] = set()
+        for place in places:
+            if place == 2 * len(self._tokens):
+                continue
+            token = self._tokens[place // 2]
+            if place % 2:
+                following.add(place if char != "/" else place - 1)
+            elif char == "." and start and (token.kind != "char" or token.after):
+                continue  # a hidden name is only matched by a dot that is written out
+            elif token.kind == "char":
+                if char == token.char:
+                    following.add(place + 2)
+            elif token.kind == "deep":
+                following.add(place)
+            elif char == "/":
+                continue
+            elif token.kind == "star":
+                following.add(place)
+            elif token.kind == "directories":
+                following.add(place + 1)
+            elif token.one is None or token.one.match(char):
+                following.add(place + 2)
+        return following
+
+    def _closed(self, places: Set[int]) -> FrozenSet[int]:
+        """With all that can be reached without a character."""
+        for place in list(places):
+            while place % 2 == 0 and place < 2 * len(self._tokens):
+                if self._tokens[place // 2].kind not in ("star", "deep", "directories"):
+                    break
+                place += 2
+                places.add(place)
+        return frozenset(places)
 
 
 class _Search(Generic[N]):
-    def __init__(self, tree: Tree[N], parts: List[str], only_dirs: bool) -> None:
+    def __init__(self, tree: Tree[N], parts: List[str], only_dirs: bool, check: Callable[[], None]) -> None:
+        self.check = check
         self.tree = tree
         self.parts = parts
         self.only_dirs = only_dirs
@@ -227,10 +327,10 @@ class _Search(Generic[N]):
             return
         part = self.parts[index]
         if "**" in part and has_wildcards(part):
-            yield from self._deep(node, regex("/".join(self.parts[index:])), path, "")
+            yield from self._deep(node, Matcher("/".join(self.parts[index:])), path, "")
         elif has_wildcards(part):
-            wanted = regex(part)
-            for name, inner in self.tree.children(node):
+            wanted = Matcher(part)
+            for name, inner in self._children(node):
                 if wanted.fullmatch(name):
                     yield from self.run(inner, index + 1, (*path, name))
         else:
@@ -239,10 +339,15 @@ class _Search(Generic[N]):
             if found is not None:
                 yield from self.run(found, index + 1, (*path, name))
 
+    def _children(self, node: N) -> Iterator[Tuple[str, N]]:
+        for child in self.tree.children(node):
+            self.check()
+            yield child
+
     def _deep(
-        self, node: N, wanted: Pattern[str], path: Tuple[str, ...], relative: str
+        self, node: N, wanted: Matcher, path: Tuple[str, ...], relative: str
     ) -> Iterator[Tuple[Tuple[str, ...], N]]:
-        for name, inner in self.tree.children(node):
+        for name, inner in self._children(node):
             below = relative + name
             if wanted.fullmatch(below) and (not self.only_dirs or self.tree.is_dir(inner)):
                 yield (*path, name), inner
@@ -250,14 +355,17 @@ class _Search(Generic[N]):
                 yield from self._deep(inner, wanted, (*path, name), below + "/")
 
 
-def expand(tree: Tree[N], root: N, pattern: str) -> List[Tuple[Tuple[str, ...], N]]:
+def expand(
+    tree: Tree[N], root: N, pattern: str, check: Callable[[], None] = lambda: None
+) -> List[Tuple[Tuple[str, ...], N]]:
     """Find all that an absolute pattern matches, sorted, each once, as path components and node.
 
-    A pattern that ends in ``/`` matches directories only. Raises `ValueError` on too many alternatives.
+    A pattern that ends in ``/`` matches directories only. `check` is called for each entry that is looked at: what it
+    raises ends the search. Raises `ValueError` on too many alternatives or wildcards.
     """
     found: Dict[Tuple[str, ...], N] = {}
     for plain in expand_braces(pattern):
         parts = [part for part in plain.split("/") if part not in ("", ".")]
-        search = _Search(tree, parts, plain.endswith("/"))
+        search = _Search(tree, parts, plain.endswith("/"), check)
         found.update(search.run(root, 0, ()))
     return sorted(found.items(), key=lambda item: item[0])

@@ -45,6 +45,7 @@ class Expansion:
 
     def add(self, output: Output) -> None:
         """Expand one declared output. Raises `StagingError` where it cannot be stored at all."""
+        self._stop.check()
         why = unsupported_output(output.url)
         if why is not None:
             raise StagingError("output %s cannot be stored: %s" % (printable(output.path), why))
@@ -97,7 +98,7 @@ class Expansion:
     def _add_matches(self, output: Output, target: str, pattern: bool) -> None:
         path = printable(output.path)
         try:
-            matches = expand(self._view, self._view.root, output.path)
+            matches = expand(self._view, self._view.root, output.path, self._stop.check)
         except ValueError as error:
             raise StagingError("output %s: %s." % (path, error)) from None
         if not matches:
