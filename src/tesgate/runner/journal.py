@@ -49,9 +49,11 @@ class Journal:
                 break
             try:
                 entry = json.loads(line.decode("utf-8"))
-            except ValueError:
+            except (ValueError, RecursionError):
                 break
-            if not isinstance(entry, dict) or not isinstance(entry.get("what"), str):
+            if not isinstance(entry, dict) or not (
+                isinstance(entry.get("what"), str) and isinstance(entry.get("at"), (int, float))
+            ):
                 break
             self.entries.append(entry)
             good += len(line)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import datetime, timezone
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Set
 
 from . import wire
 from .journal import Entry, Journal
@@ -15,6 +15,17 @@ from .verdict import Result
 __all__ = ["Final", "Record", "rfc3339"]
 
 _LATEST = 4_000_000_000.0
+
+
+MOST_NOTES = 1000
+"""Lines of system_logs: they are sent with every report, and kept in one row."""
+_LONGEST_NOTE = 8192
+
+
+def _line(text: str) -> str:
+    """Without what neither JSON's readers nor PostgreSQL take (NUL, half surrogates), and not without end."""
+    clean = text.encode("utf-8", "replace").decode("utf-8").replace("\0", "\ufffd")
+    return clean if len(clean) <= _LONGEST_NOTE else clean[:_LONGEST_NOTE] + "…"
 
 
 def rfc3339(seconds: float) -> str:
@@ -48,13 +59,17 @@ class Record:
         begun = journal.find("begun")
         self.begun_at = float(begun["at"]) if begun is not None else time.time()
         self.snapshot = Snapshot(start_time=rfc3339(self.begun_at), metadata={**plan.metadata, **metadata})
-        for entry in journal.entries:
-            self._replay(entry)
+        self._noted: Set[str] = set()
+        try:
+            for entry in journal.entries:
+                self._replay(entry)
+        except (KeyError, TypeError, OverflowError) as exc:
+            raise ValueError("the journal holds an entry that cannot be one (%r)" % exc) from exc
 
     def _replay(self, entry: Entry) -> None:
         what = entry["what"]
         if what == "note":
-            self.snapshot.system_logs.append(str(entry["text"]))
+            self._show_note(str(entry["text"]))
         elif what == "starting":
             self._show_start(int(entry["executor"]), float(entry["at"]), entry.get("digest"))
         elif what == "ended":
@@ -68,10 +83,13 @@ class Record:
     # -- facts -------------------------------------------------------------------------------------------------
 
     def note(self, text: str) -> None:
-        """Add a line to system_logs, once."""
-        if text and text not in self.snapshot.system_logs:
+        """Add a line to system_logs, once; cleaned and shortened, since tasks and servers choose words in it."""
+        text = _line(text)
+        if len(self._noted) == MOST_NOTES:
+            text = "There is more to say than %d lines; the rest is left out." % MOST_NOTES
+        if text and text not in self._noted and len(self._noted) <= MOST_NOTES:
             self.journal.append("note", text=text)
-            self.snapshot.system_logs.append(text)
+            self._show_note(text)
 
     def notes(self, texts: List[str]) -> None:
         """Add several lines."""
@@ -170,6 +188,10 @@ class Record:
         return None if entry is None else _outputs(entry)
 
     # -- the snapshot ------------------------------------------------------------------------------------------
+
+    def _show_note(self, text: str) -> None:
+        self._noted.add(text)
+        self.snapshot.system_logs.append(text)
 
     def _show_start(self, index: int, at: float, digest: Optional[str]) -> None:
         self.snapshot.step, self.snapshot.executor = "executor", index

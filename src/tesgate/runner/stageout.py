@@ -18,6 +18,9 @@ from .transfer.stage import Stager
 
 __all__ = ["StageOut"]
 
+LISTED_BYTES = 16 << 20
+"""Of the list of outputs, in JSON: a quarter of the longest message that a gateway takes."""
+
 
 class StageOut:
     """May be cancelled and made anew at any moment: what is not journalled as published is stored again."""
@@ -53,9 +56,19 @@ class StageOut:
             await self._lease()
             self._record.leased()
             try:
-                return await self._stager.publish(prepared, self._reporter.lease.left)
+                return self._listed(await self._stager.publish(prepared, self._reporter.lease.left))
             except LeaseLost as exc:
                 self._log.warning("publishing goes on under another lease: %s", exc)
+
+    def _listed(self, outputs: List[OutputFile]) -> List[OutputFile]:
+        """As many as one message and one row can hold. All are stored; the rest is only not listed."""
+        room = LISTED_BYTES
+        for count, item in enumerate(outputs):
+            room -= len(item.url) + len(item.path) + 60
+            if room < 0:
+                self._record.note("%d outputs were stored; logs[].outputs lists the first %d." % (len(outputs), count))
+                return outputs[:count]
+        return outputs
 
     def _note_temporaries(self, names: List[str]) -> None:
         self._journal.append("temporaries", names=names)

@@ -42,6 +42,8 @@ FIRST_LOOK, LAST_LOOK = 5.0, 30.0
 OVERDUE = 30.0
 """Seconds past limit and grace after which exec is taken not to enforce its limit any more."""
 EXITED_PATIENCE = 1.5
+GONE_PATIENCE = 2.0
+"""Seconds between exec's result and the end of its lock; an honest exec needs a few microseconds."""
 
 
 @dataclass
@@ -223,6 +225,7 @@ class Step:
             while True:
                 ending = self.result()
                 if ending is not None:
+                    await self._until_gone()
                     return await self._with_memory(ending)
                 now = anyio.current_time()
                 if overdue_at is not None and now > overdue_at:
@@ -242,6 +245,40 @@ class Step:
                 await wake.wait()
                 crash.point("during-executor", self.index + 1)
 
+    async def _until_gone(self) -> None:
+        """Make sure that nothing of the executor lives once its result is there.
+
+        exec lets go of its lock when all is over. A task that writes a result of its own would run on while its outputs
+        are stored and the next executor works: it is killed, and its result is its own doing.
+        """
+        deadline, pause = anyio.current_time() + GONE_PATIENCE, 0.001
+        while self._exec_lives():
+            if anyio.current_time() > deadline:
+                self._log.warning("executor %d has a result and runs on: it is killed", self.index)
+                try:
+                    await self._runtime.stop(self.name, 0.0)
+                except RuntimeFault as exc:
+                    self._log.warning("executor %d could not be stopped: %s", self.index, exc)
+                return
+            await anyio.sleep(pause)
+            pause = min(0.1, pause * 2)
+
+    def _exec_lives(self) -> bool:
+        """Whether exec holds the lock on its control directory, which a task cannot replace."""
+        try:
+            handle = os.open(step_dir(self._dir, self.index), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        finally:
+            os.close(handle)
+        return False
+
     async def _without_result(self) -> Optional[Ending]:
         """Ask the engine; None: it runs on."""
         status = await self._runtime.inspect(self.name)
@@ -249,6 +286,7 @@ class Step:
             return None
         ending = self.result()  # it may have come while we asked
         if ending is not None:
+            await self._until_gone()
             return await self._with_memory(ending)
         return Ending(engine_oom=status.oom_killed, cause=_cause(status))
 

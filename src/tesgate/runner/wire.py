@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import sys
 import typing
 from typing import Any, Dict, List, Type, TypeVar, Union
 
@@ -15,6 +16,8 @@ __all__ = ["WIRE", "WireError", "decode", "encode"]
 
 WIRE = 1
 """The version of the wire that this program speaks."""
+
+_LARGEST = sys.float_info.max
 
 T = TypeVar("T")
 
@@ -81,7 +84,9 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         return {str(key): _value(item, part, "%s.%s" % (where, key)) for key, part in value.items()}
     if dataclasses.is_dataclass(hint):
         return decode(typing.cast(type, hint), value, where)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        if not -_LARGEST < value < _LARGEST:  # nor NaN
+            raise WireError("%s must be a finite number" % where)
         return float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise WireError("%s must be of type %s" % (where, hint.__name__))

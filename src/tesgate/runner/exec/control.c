@@ -12,7 +12,16 @@
 
 int control_open(const char *path)
 {
-    return open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    int dir = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+
+    if (dir >= 0 && flock(dir, LOCK_EX | LOCK_NB) && errno != EWOULDBLOCK)
+        complain("cannot lock", path); /* a file system without locks: the runner then takes every result at its word */
+    return dir;
+}
+
+void control_release(int dir)
+{
+    flock(dir, LOCK_UN);
 }
 
 /* A task that owns the directory may have taken our own permission away. */

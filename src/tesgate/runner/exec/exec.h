@@ -54,7 +54,8 @@ struct reserved {
 enum marker { MARKER_NEW, MARKER_LEFT, MARKER_RUNNING, MARKER_FAILED };
 
 /* control.c; unless said otherwise 0 is success, -1 a failure in errno */
-int control_open(const char *path);
+int control_open(const char *path); /* and locks it: a task can replace any file in there, but not the directory */
+void control_release(int dir);      /* the result is there, and nothing of the command lives any more */
 void control_make_writable(int dir);
 bool result_exists(int dir);
 enum marker marker_lock(int dir, int *fd, int64_t *began_ns);

@@ -326,6 +326,7 @@ static int finish(struct step *step)
         complain("cannot write", "the result");
         return EXIT_CONTROL;
     }
+    control_release(step->dir);
     if (result->killed)
         return 0;
     if (result->signal >= 0)

@@ -13,6 +13,7 @@ __all__ = ["UnsafePath", "extract", "open_directory", "pack", "parts_of"]
 
 _DEEPEST = 100
 _CHUNK = 1 << 18
+_ZEROS = bytes(_CHUNK)
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -131,7 +132,11 @@ def _one(
             chunk = source.read(_CHUNK)
             if not chunk:
                 break
-            _write(descriptor, chunk)
+            if chunk == _ZEROS[: len(chunk)]:
+                os.lseek(descriptor, len(chunk), os.SEEK_CUR)  # the engine has filled a hole: it becomes one again
+            else:
+                _write(descriptor, chunk)
+        os.ftruncate(descriptor, member.size)
         _own(member, descriptor)
         os.fchmod(descriptor, member.mode & 0o777 | 0o600)
         os.utime(descriptor, (member.mtime, member.mtime))

@@ -131,7 +131,10 @@ class Downloader:
             if response.status not in _REDIRECTS or not location:
                 return response
             response.close()
-            there = urljoin(here, location)
+            try:
+                there = urljoin(here, location)
+            except ValueError:
+                raise StagingError("input %s redirects to what is no URL; check the server." % redact(url)) from None
             scheme = there.partition(":")[0].lower()
             if scheme not in ("http", "https"):
                 raise StagingError("input %s redirects to %s:, which is refused." % (redact(url), scheme))
@@ -204,7 +207,9 @@ class Downloader:
                 raise os_fault(error, "input %s could not be written" % redact(url)) from error
 
     def _check_range(self, response: urllib3.BaseHTTPResponse, target: int, progress: _Progress) -> None:
-        found = re.match(r"bytes (\d+)-(\d+)/(\d+|\*)$", response.headers.get("Content-Range", "").strip())
+        found = re.fullmatch(
+            r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)", response.headers.get("Content-Range", "").strip()
+        )
         good = (
             progress.offset > 0
             and found is not None
@@ -226,7 +231,7 @@ class Downloader:
 
 
 def _length(text: Optional[str]) -> Optional[int]:
-    return int(text) if text is not None and re.match(r"^\d+$", text) else None
+    return int(text) if text is not None and re.fullmatch(r"[0-9]{1,18}", text) else None
 
 
 def _validator(response: urllib3.BaseHTTPResponse) -> Optional[str]:
@@ -244,14 +249,14 @@ def _validator(response: urllib3.BaseHTTPResponse) -> Optional[str]:
 def _timestamp(text: Optional[str]) -> Optional[float]:
     try:
         return email.utils.parsedate_to_datetime(text).timestamp() if text else None
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError, IndexError):
         return None
 
 
 def _retry_after(text: Optional[str]) -> float:
     if not text:
         return 0.0
-    if text.strip().isdigit():
+    if re.fullmatch(r"\s*[0-9]+\s*", text):
         return min(float(text), _LONGEST_RETRY_AFTER)
     then = _timestamp(text)
     return 0.0 if then is None else min(max(then - time.time(), 0.0), _LONGEST_RETRY_AFTER)

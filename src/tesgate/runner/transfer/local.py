@@ -17,6 +17,8 @@ __all__ = ["Listing", "LocalFile", "LocalInputs"]
 
 MAX_DEPTH = 200
 MAX_ENTRIES = 2_000_000
+MOST_NOTES = 20
+"""Lines about one input."""
 
 
 @dataclass
@@ -39,6 +41,14 @@ class Listing:
     files: List[LocalFile] = field(default_factory=list)
     directories: List[List[str]] = field(default_factory=list)
     notes: List[str] = field(default_factory=list)
+    unlisted: int = 0
+
+    def note(self, text: str) -> None:
+        """Add a line; of many some are enough, and their number."""
+        if len(self.notes) < MOST_NOTES:
+            self.notes.append(text)
+        else:
+            self.unlisted += 1
 
 
 class LocalInputs:
@@ -63,6 +73,8 @@ class LocalInputs:
             ) from None
         except OSError as error:
             raise os_fault(error, "input %s could not be read" % shown) from error
+        if listing.unlisted:
+            listing.notes.append("%s: %d more entries were left out." % (shown, listing.unlisted))
         return listing
 
     def _list(
@@ -92,7 +104,7 @@ class LocalInputs:
         assert found.info is not None
         identity = (found.info.st_dev, found.info.st_ino)
         if identity in above:
-            listing.notes.append("%s repeats a directory that it lies in; it was left out." % shown)
+            listing.note("%s repeats a directory that it lies in; it was left out." % shown)
             return
         if len(above) >= MAX_DEPTH:
             raise StagingError("input %s is nested more than %d directories deep." % (shown, MAX_DEPTH))
@@ -125,7 +137,7 @@ class LocalInputs:
         try:
             inner = self._roots.walk(found.root, [*found.parts, name])
         except (FileNotFoundError, NotADirectoryError):
-            listing.notes.append("%s leads to nothing (any more); it was left out." % below)
+            listing.note("%s leads to nothing (any more); it was left out." % below)
             return
         except PathRefused as error:
             raise PathRefused("holds '%s', which %s" % (name, error.why)) from None
@@ -136,7 +148,7 @@ class LocalInputs:
             elif stat.S_ISREG(inner.info.st_mode):
                 listing.files.append(LocalFile(inner.root, inner.parts, [*place, name], below, private))
             else:
-                listing.notes.append("%s is neither a file nor a directory; it was left out." % below)
+                listing.note("%s is neither a file nor a directory; it was left out." % below)
         finally:
             inner.close()
 

@@ -17,6 +17,8 @@ from .view import Missing, Node, View
 __all__ = ["Entry", "Expansion"]
 
 MAX_ENTRIES = 2_000_000
+MOST_NOTES = 20
+"""Lines about one output."""
 
 
 @dataclass
@@ -39,6 +41,7 @@ class Expansion:
         self._stop = stop
         self._taken: Dict[str, Entry] = {}
         self._seen_faults: Dict[str, None] = {}
+        self._listed = self._unlisted = 0
         self.files: List[Entry] = []
         self.directories: List[Entry] = []
         self.notes: List[str] = []
@@ -53,10 +56,23 @@ class Expansion:
             target = local_path(output.url)
         except PathRefused as error:
             raise StagingError("output %s: its url %s." % (printable(output.path), error.why)) from None
+        self._listed = self._unlisted = 0
         try:
             self._add(output, target)
         except OSError as error:
             raise os_fault(error, "output %s could not be read" % printable(output.path)) from error
+        if self._unlisted:
+            self.notes.append(
+                "output %s: the same kind of thing %d more times." % (printable(output.path), self._unlisted)
+            )
+
+    def _note(self, text: str) -> None:
+        """Add a line. A task can leave a million links to nowhere: of each output some are named, the rest counted."""
+        self._listed += 1
+        if self._listed <= MOST_NOTES:
+            self.notes.append(text)
+        else:
+            self._unlisted += 1
 
     def _add(self, output: Output, target: str) -> None:
         pattern = has_wildcards(output.path)
@@ -91,9 +107,9 @@ class Expansion:
             self._view.look((), [part for part in output.path.split("/") if part not in ("", ".")])
         except Missing as error:
             if error.why != "does not exist":
-                self.notes.append("output %s %s; nothing was stored for it." % (path, error.why))
+                self._note("output %s %s; nothing was stored for it." % (path, error.why))
                 return
-        self.notes.append("output %s was declared but does not exist; nothing was stored for it." % path)
+        self._note("output %s was declared but does not exist; nothing was stored for it." % path)
 
     def _add_matches(self, output: Output, target: str, pattern: bool) -> None:
         path = printable(output.path)
@@ -102,7 +118,7 @@ class Expansion:
         except ValueError as error:
             raise StagingError("output %s: %s." % (path, error)) from None
         if not matches:
-            self.notes.append("output %s matches nothing; nothing was stored for it." % path)
+            self._note("output %s matches nothing; nothing was stored for it." % path)
             return
         url, prefix = output.url, output.path_prefix
         if not pattern and prefix is None:
@@ -111,18 +127,18 @@ class Expansion:
         fallback = base_of(output.path)
         if prefix is None:
             prefix = fallback
-            self.notes.append("output %s has no path_prefix; %s was taken for it." % (path, printable(prefix)))
+            self._note("output %s has no path_prefix; %s was taken for it." % (path, printable(prefix)))
         for parts, node in matches:
             shown = "/" + "/".join(parts)
             names = self._pruned(shown, prefix)
             if names is None:
-                self.notes.append(
+                self._note(
                     "output %s matches %s, which does not begin with path_prefix %s; %s was taken for it."
                     % (path, printable(shown), printable(prefix), printable(fallback))
                 )
                 names = self._pruned(shown, fallback) or []
             if not names:
-                self.notes.append("output %s: path_prefix leaves no name of %s." % (path, printable(shown)))
+                self._note("output %s: path_prefix leaves no name of %s." % (path, printable(shown)))
                 continue
             self._walk(node, shown, join(url, names), target.rstrip("/") + "/" + "/".join(names))
 
@@ -149,14 +165,14 @@ class Expansion:
             if shown not in self._seen_faults:
                 self._seen_faults[shown] = None
                 why = node.fault or "is neither a file nor a directory"
-                self.notes.append("output %s %s; it was not stored." % (printable(shown), why))
+                self._note("output %s %s; it was not stored." % (printable(shown), why))
             return
         entry = Entry(node, shown, url, target)
         key = os.path.normpath(target)
         before = self._taken.setdefault(key, entry)
         if before is not entry and (before.node.path == node.path or not (node.is_dir and before.node.is_dir)):
             if before.node.path != node.path:
-                self.notes.append(
+                self._note(
                     "outputs %s and %s have the same url %s; the first was stored."
                     % (printable(before.path), printable(shown), printable(url))
                 )

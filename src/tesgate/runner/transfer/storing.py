@@ -141,18 +141,18 @@ class Storing:
     def _adopt(self, parent: int, name: str, source: int, target_dir: int, temporary: str, mode: int) -> bool:
         """Hard-link a file of our own scratch, which is as fast as a move: the scratch is deleted afterwards.
 
-        Only a file that has no other name (two outputs must not become one file), no file capabilities, and that
-        we can make ours: owner and mode become those that a copy would have.
+        Only a file that has no other name (two outputs must not become one file), no extended attributes, and that we
+        can make ours: owner and mode become those that a copy would have.
         """
         info = os.fstat(source)
         user = os.geteuid()
         if info.st_nlink != 1 or info.st_dev != os.fstat(target_dir).st_dev or user not in (0, info.st_uid):
             return False
         try:
-            os.getxattr(source, "security.capability")
-            return False
+            if set(os.listxattr(source)) - {"security.selinux"}:
+                return False  # capabilities, access lists and whatever else the task hung on it: a copy has none
         except OSError as error:
-            if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
+            if error.errno != errno.EOPNOTSUPP:
                 return False
         try:
             shared = os.fstat(target_dir)
