@@ -151,7 +151,7 @@ def test_names_of_every_kind(sandbox: Site) -> None:
 def test_paths_deeper_than_any_path_may_be_are_left_and_removed(sandbox: Site) -> None:
     """No recursion, no descriptor a level, no path of the whole depth: neither in storing nor in removing."""
     part = "/".join("d" * 500)
-    nest = f"mkdir -p t/{part}; for i in 1 2 3 4 5; do mkdir -p n/{part} && mv t n/{part}/d && mv n t || exit 9; done"
+    nest = f"mkdir -p t/{part}; for i in 1 2; do mkdir -p n/{part} && mv t n/{part}/d && mv n t || exit 9; done"
     body = sandbox.run(
         f"cd /work/rest; {nest}; chmod 000 t",
         outputs=[output("/work/rest", sandbox.url("deep"), type="DIRECTORY")],
@@ -159,7 +159,7 @@ def test_paths_deeper_than_any_path_may_be_are_left_and_removed(sandbox: Site) -
     assert body["state"] == "COMPLETE", said(body)
     assert "nested more than 200 directories deep" in said(body)
     sandbox.bench.gateway.gone_from_have(sandbox.keys[-1])
-    wait_for(lambda: not sandbox.bench.attempts(), "the tree of 3,000 levels to be removed")
+    wait_for(lambda: not sandbox.bench.attempts(), "the tree of 1,500 levels to be removed")
     remove_tree(str(sandbox.root / "deep"))
 
 
@@ -253,19 +253,19 @@ def test_path_prefix_does_not_lead_anywhere_else(sandbox: Site) -> None:
 
 
 def test_many_entries_that_cannot_be_stored_are_counted_not_listed(sandbox: Site) -> None:
-    """A line for each of 20,000 would be the task's log; a few and their number are enough."""
-    script = "cd /work/d; i=0; seq 1 20000 | sed 's/^/l/' | xargs -n 1000 sh -c 'for n; do ln -s /nowhere $n; done' sh; echo x > x"
+    """A line for each would be the task's log; a few and their number are enough."""
+    script = "cd /work/d; seq 1 3000 | sed 's,^,/nowhere/l,' | xargs ln -s -t .; echo x > x"
     body = sandbox.run(script, outputs=[output("/work/d", sandbox.url("many-links"), type="DIRECTORY")])
     assert body["state"] == "COMPLETE", said(body)
     assert os.listdir(sandbox.root / "many-links") == ["x"]
-    assert len(body["snapshot"]["system_logs"]) < 200
-    assert "19" in said(body).splitlines()[-1], said(body).splitlines()[-1]
+    assert len(body["snapshot"]["system_logs"]) < 50
+    assert "2980 more times" in said(body)
 
 
 def test_many_files(sandbox: Site) -> None:
-    document = sandbox.document("cd /work/d; seq 1 20000 | xargs touch")
+    document = sandbox.document("cd /work/d; seq 1 1000 | xargs touch")
     document["executors"][0]["image"] = BUSYBOX
     document["outputs"] = [output("/work/d", sandbox.url("many"), type="DIRECTORY")]
     body = sandbox.end(sandbox.submit(document), 100)
     assert body["state"] == "COMPLETE", said(body)
-    assert len(os.listdir(sandbox.root / "many")) == 20000
+    assert len(os.listdir(sandbox.root / "many")) == 1000

@@ -158,14 +158,16 @@ def _alternatives(text: str) -> List[str]:
 
 def _bracket(text: str, start: int) -> Optional[Tuple[int, str]]:
     """Translate the bracket expression that begins at `start`: index of its ``]`` and a regular expression."""
-    index = start + 1
+    index, limit = start + 1, min(len(text), start + MAX_BRACKET)
+    if text.find("]", start + 2, limit) < 0:
+        return None
     negated = text[index : index + 1] in ("!", "^")
     if negated:
         index += 1
     first = True
     items: List[str] = []
     # A bracket without its end is found out again for each of its characters: that must not grow with the square.
-    while index < min(len(text), start + MAX_BRACKET):
+    while index < limit:
         char = text[index]
         if char == "]" and not first:
             body = "".join(items)
