@@ -18,13 +18,15 @@ from tests.runner.gateway_fake import AGENT_TOKEN, wait_for
 
 pytestmark = pytest.mark.timeout(120)
 
-LOOK = """for dir in / /proc/1 /proc/self /tmp /run /var /root /home /etc /mnt /srv /opt; do ls -a $dir; done > /work/list 2>&1
+LOOK = """for dir in / /proc/1 /proc/self /tmp /run /var /root /home /etc /mnt /srv /opt; do ls -a $dir
+            done > /work/list 2>&1
 cat /proc/*/environ /.tesgate/control/* /proc/mounts /proc/net/unix > /work/seen 2>&1
 for dir in /.tesgate /tmp /run /var /root /home /etc /mnt /srv /opt /data; do
     test ! -d $dir || find $dir -xdev -type f -size -200k ! -path '*/ssl/*' -exec cat {} + >> /work/seen 2>&1
 done
 ls -la /proc/self/fd >> /work/seen; env >> /work/seen; find /tmp /run /var /etc /dev /work /.tesgate -type s
-for path in /var/run/docker.sock /run/docker.sock /run/containerd/containerd.sock /dev/mem /dev/kmsg /dev/vda /dev/sda; do
+for path in /var/run/docker.sock /run/docker.sock /run/containerd/containerd.sock /dev/mem \
+    /dev/kmsg /dev/vda /dev/sda; do
     test ! -w $path || echo "REACHED $path"
 done"""
 
@@ -53,7 +55,7 @@ def test_no_secret_of_the_site_is_in_sight(site: Site) -> None:
 @pytest.fixture
 def listener() -> Generator[int]:
     """A server of the host on every address, as a gateway may be; the port."""
-    server = socket.create_server(("0.0.0.0", 0))  # noqa: S104 - the point of it
+    server = socket.create_server(("0.0.0.0", 0))
 
     def serve() -> None:
         while True:
@@ -103,7 +105,8 @@ def test_the_fenced_network_of_the_documentation(docker_site: Site, listener: in
         _run("iptables", "-w", "-I", *rule)
         shape = "{{(index .IPAM.Config 0).Gateway}}"
         own, usual = (_run("docker", "network", "inspect", "-f", shape, network) for network in (name, "bridge"))
-        serve = "ip -4 addr show eth0 | sed -n 's/.*inet \\([0-9.]*\\).*/\\1/p'; while true; do echo reached | nc -l -p 8080; done"
+        serve = "ip -4 addr show eth0 | sed -n 's/.*inet \\([0-9.]*\\).*/\\1/p'; "
+        serve += "while true; do echo reached | nc -l -p 8080; done"
         neighbour = docker_site.submit(docker_site.document(serve), network=name)
         address = wait_for(lambda: docker_site.bench.gateway.log(neighbour, 0, "stdout"), "the neighbour's address")
         places = [f"{address.decode().strip()}:8080", "169.254.169.254:80", f"{usual}:{listener}", f"{own}:{listener}"]
@@ -136,8 +139,9 @@ def test_an_images_links_do_not_lead_a_mount_out(docker_site: Site, tmp_path: Pa
     victim = docker_site.root.parent / "image-victim"
     victim.mkdir()
     name = f"tesgate-test/links-{uuid.uuid4().hex[:8]}"
+    links = f"ln -s {victim} /data; ln -s /etc /conf; ln -s ../../../../{victim} /up"
     made = subprocess.run(
-        ["docker", "run", "-d", BUSYBOX, "sh", "-c", f"ln -s {victim} /data; ln -s /etc /conf; ln -s ../../../../{victim} /up"],
+        ["docker", "run", "-d", BUSYBOX, "sh", "-c", links],
         check=True, capture_output=True, text=True,
     ).stdout.strip()  # fmt: skip
     try:

@@ -39,7 +39,8 @@ def test_a_forged_result_ends_the_executor_before_anything_is_stored(site: Site)
 @pytest.mark.parametrize(
     "content",
     ["", "{", "[]", "null", "0", '{"exit_code":1e999}', '{"exit_code":256}', '{"exit_code":true}', "[" * 60_000,
-     FORGED % '"\\\\u0000\\\\ud800"', '{"exit_code":0,"end_ns":-1}', '{"exit_code":null}', '{"exit_code":%s}' % ("9" * 5000)],
+     FORGED % '"\\\\u0000\\\\ud800"', '{"exit_code":0,"end_ns":-1}', '{"exit_code":null}',
+     '{"exit_code":%s}' % ("9" * 5000)],
 )  # fmt: skip
 def test_a_result_that_exec_cannot_have_written(sandbox: Site, content: str) -> None:
     """In particular no text of the task's choice gets into sentences that PostgreSQL would refuse to keep."""
@@ -57,8 +58,10 @@ def test_a_control_directory_full_of_traps(site: Site) -> None:
     """Directories, links and FIFOs where exec and agent write and read; a marker and a lock of the task's own."""
     secret = site.root.parent / "control-secret"
     secret.write_text("xyzzy")
-    script = f"""cd /.tesgate/control; mkdir result stdout.tail .result.0; mkfifo stderr.tail; ln -s {secret} .stdout.tail.1
-        mkdir result/full; rm -f started stdout stderr; ln -s {secret} stdout; ln -s {secret} started; chmod 000 . ; echo x
+    script = f"""cd /.tesgate/control; mkdir result stdout.tail .result.0; mkfifo stderr.tail
+            ln -s {secret} .stdout.tail.1
+        mkdir result/full; rm -f started stdout stderr; ln -s {secret} stdout; ln -s {secret} started; chmod 000 .
+            echo x
         exit 7"""
     body = site.run(script)
     assert body["state"] == "EXECUTOR_ERROR", body
@@ -69,7 +72,8 @@ def test_a_control_directory_full_of_traps(site: Site) -> None:
 
 def test_orphans_and_daemons_end_with_their_executor(site: Site) -> None:
     mark = "98763" if site.runtime == "docker" else "98764"
-    script = f"""setsid sh -c 'trap "" TERM INT HUP; (trap "" TERM; exec sleep {mark}) & exec sleep {mark}' > /dev/null 2>&1 &
+    script = f"""setsid sh -c 'trap "" TERM INT HUP; (trap "" TERM
+            exec sleep {mark}) & exec sleep {mark}' > /dev/null 2>&1 &
         (sleep 0.2; while true; do echo late >> /work/out; sleep 0.01; done) &
         echo early > /work/out; sleep 0.5"""
     body = site.run(
@@ -94,7 +98,8 @@ def test_processes_without_end_meet_their_limit(site: Site) -> None:
 
 def test_attacks_on_its_own_first_process_and_neighbours(site: Site) -> None:
     """Signals to process 1, its memory, its descriptors, ptrace, and everything that kill can reach."""
-    script = """kill -9 1; kill -STOP 1; kill -SEGV 1; cat /proc/1/environ /proc/1/mem /proc/1/fd/0 > /work/got 2>/dev/null
+    script = """kill -9 1; kill -STOP 1; kill -SEGV 1
+            cat /proc/1/environ /proc/1/mem /proc/1/fd/0 > /work/got 2>/dev/null
         wc -c < /work/got; exec 0<&- 2>&-; kill -9 -1; echo still; exit 3"""
     body = site.run(script)
     assert (body["state"], codes(body)) == ("EXECUTOR_ERROR", [3]), said(body)
@@ -108,9 +113,11 @@ def test_privileges_are_not_to_be_had(site: Site) -> None:
         write() { test ! -e $2 || try sh -c "echo $1 > $2"; }
         try mount -t tmpfs none /mnt; try mount -o remount,rw /.tesgate/exec; try mount --bind / /mnt; try umount /proc
         try unshare -U true; try unshare -m true; try unshare -n true; try unshare -r id; try chroot / true
-        try mknod disk b 254 0; try cat disk; try rm -f /.tesgate/exec; try rmdir /.tesgate/control; try mv /work /elsewhere
+        try mknod disk b 254 0; try cat disk; try rm -f /.tesgate/exec; try rmdir /.tesgate/control
+            try mv /work /elsewhere
         try cat /proc/kcore; try cat /proc/keys /proc/kmsg; try insmod x; try rm /in/file; try mv /in/file /in/other
-        write x /proc/sys/kernel/core_pattern; write b /proc/sysrq-trigger; write 0 /proc/sys/vm/swappiness; write x /in/file
+        write x /proc/sys/kernel/core_pattern; write b /proc/sysrq-trigger; write 0 /proc/sys/vm/swappiness
+            write x /in/file
         write x /.tesgate/exec; write max /sys/fs/cgroup/pids.max; write -1 /sys/fs/cgroup/pids/pids.max
         write 9999999999 /sys/fs/cgroup/memory/memory.limit_in_bytes; write max /sys/fs/cgroup/memory.max
         grep -E 'NoNewPrivs|CapEff' /proc/self/status"""

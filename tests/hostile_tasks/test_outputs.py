@@ -1,4 +1,4 @@
-"""What a task may leave at the places of its outputs: nothing outside is read or changed, nothing hangs, all is said."""
+"""What a task may leave at the places of its outputs: nothing outside is touched, nothing hangs, all is said."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ def test_links_lead_nowhere_outside(site: Site) -> None:
     site_dir = site.bench.scratch / "attempts"
     script = f"""cd /work/d; echo mine > real; ln -s real good; ln -s /work/d/real absolute; ln -s ../d/real round
         ln -s {secret} a-secret; ln -s {up}{secret} b-secret; ln -s {inside} c-root; ln -s /etc/shadow d-shadow
-        ln -s /proc/self/root/etc/passwd e-proc; ln -s nothing f-dangling; ln -s g-loop g-loop; ln -s . h-here; ln -s .. i-up
+        ln -s /proc/self/root/etc/passwd e-proc; ln -s nothing f-dangling; ln -s g-loop g-loop; ln -s . h-here
+            ln -s .. i-up
         ln -s {site_dir} j-scratch; ln -s /proc/self/fd/0 k-fd; ln -s /dev/zero l-zero; ln -s /.tesgate/control m-ours
         mkdir sub; ln -s {up}etc sub/n-etc; ln -s / o-top; cd /work; ln -s {secret} direct; rmdir dir; ln -s d dir"""
     body = site.run(
@@ -93,8 +94,10 @@ def test_hard_links_share_nothing_and_change_nothing(site: Site) -> None:
     names = (first, second, tree, volume)
     before = [(path.stat().st_ino, path.stat().st_nlink) for path in names]
     script = """cd /work/out
-        for name in one two tree/in /vol/in; do echo changed >> $name; chmod 777 $name; ln $name linked-$(basename $name)-$$; done
-        echo changed >> /in/read-only; chmod 777 /in/read-only; ln /in/read-only /work/out/stolen; ln -s /in/read-only also
+        for name in one two tree/in /vol/in; do echo changed >> $name; chmod 777 $name
+            ln $name linked-$(basename $name)-$$; done
+        echo changed >> /in/read-only; chmod 777 /in/read-only; ln /in/read-only /work/out/stolen
+            ln -s /in/read-only also
         mv one moved; rm two; ln tree/in twin; true"""
     body = site.run(
         script,
@@ -125,7 +128,8 @@ def test_hard_links_share_nothing_and_change_nothing(site: Site) -> None:
 def test_names_of_every_kind(sandbox: Site) -> None:
     """Newlines, wildcards, backslashes, percent signs, invalid UTF-8, leading dashes, 255 bytes, our own names."""
     names = [
-        b"-rf", b"--help", b"a\nb", b"%2e%2e", b"%", b"*", b"?", b"[a]", b"{a,b}", b"back\\slash", b"\xff\xfe", b"\x01\x1b",
+        b"-rf", b"--help", b"a\nb", b"%2e%2e", b"%", b"*", b"?", b"[a]", b"{a,b}",
+        b"back\\slash", b"\xff\xfe", b"\x01\x1b",
         b" ", b"...", b".hidden", b"n" * 255, "ü😀".encode(), b"a'b\"c`d$(e)", b"#frag?query", b"journal", b"plan.json",
     ]  # fmt: skip
     document = sandbox.document("", inputs=[{"content": "placeholder", "path": "/in/other"}])
@@ -224,7 +228,8 @@ def test_patterns_that_blow_regular_expressions_up(sandbox: Site) -> None:
     """Such as shells and `fnmatch` of old took hours for; here a name costs its length times the pattern's."""
     names = ["a" * 250, "a" * 250 + "b", "ab" * 120]
     patterns = [
-        "*a" * 60 + "*c", "*" * 200 + "c", "*?" * 100 + "c", "**a**a**a**a**a**a**a**a**c", "*[a-b]*[!c]*[a]*[a]*[a]*[a]*[a]*c",
+        "*a" * 60 + "*c", "*" * 200 + "c", "*?" * 100 + "c", "**a**a**a**a**a**a**a**a**c",
+        "*[a-b]*[!c]*[a]*[a]*[a]*[a]*[a]*c",
         "{a,b}{a,b}{a,b}{a,b}{a,b}{a,b}{a,b}*", "[[[[[[*", "{{{{{{*,", "\\*\\" * 50 + "*", "*a" * 60,
     ]  # fmt: skip
     script = "cd /work/d; " + "; ".join("touch " + name for name in names)
@@ -247,7 +252,8 @@ def test_path_prefix_does_not_lead_anywhere_else(sandbox: Site) -> None:
     ]
     body = sandbox.end(sandbox.submit(document))
     assert body["state"] == "COMPLETE", said(body)
-    assert sorted(str(path.relative_to(sandbox.root)) for path in sandbox.root.glob("prefix*/**/*") if path.is_file()) == [
+    found = [path for path in sandbox.root.glob("prefix*/**/*") if path.is_file()]
+    assert sorted(str(path.relative_to(sandbox.root)) for path in found) == [
         "prefix-part/s/b", "prefix-text/k/d/s/b", "prefix/a", "prefix/s/b",
     ]  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Command, environment, image, workdir and streams that look like options, shell or templates: argv and nothing else."""
+"""Command, environment, image, workdir and streams that look like options or shell: argv and nothing else."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ pytestmark = pytest.mark.timeout(120)
 
 WORDS = [
     "-v", "--privileged", "--", "-", "--control", "/.tesgate/control", "$HOME", "`id`", "$(id)", ";", "|| true", "&&",
-    "{{.Image}}", "%s%n", "a b", "", "'", '"', "\\", "\\n", "line\nbreak", "\ttab", "\r", "*", "/*", "~", "<x", ">y", "#",
+    "{{.Image}}", "%s%n", "a b", "", "'", '"', "\\", "\\n", "line\nbreak", "\ttab", "\r", "*", "/*", "~",
+    "<x", ">y", "#",
     "ü€😀", "\x7f", "\x1b[31m", "a" * 100_000,
 ]  # fmt: skip
 ENVIRONMENT = {
@@ -143,8 +144,8 @@ def test_streams_on_odd_places(sandbox: Site) -> None:
         document["executors"].append({"image": BUSYBOX, "command": command, "ignore_error": True, **streams})
     body = sandbox.end(sandbox.submit(document, executor_timeout=60.0))
     assert body["state"] == "COMPLETE", said(body)
-    found = [(streams, code) for (streams, wanted), code in zip(cases, codes(body)[1:]) if code not in wanted]
-    assert found == [], said(body)
+    ended = zip(cases, codes(body)[1:], strict=True)
+    assert [(streams, code) for (streams, wanted), code in ended if code not in wanted] == [], said(body)
     assert victim.read_text() == "untouched\n"
 
 

@@ -65,7 +65,8 @@ PATHS = [
     "a b\n\u00fc",
 ]
 COMMANDS = [
-    ["/bin/true"], ["/bin/false"], ["/bin/echo", "%n%s", "x" * 5000], ["no-such"], [""], ["/"], ["n" * 5000], ["/bin/cat"],
+    ["/bin/true"], ["/bin/false"], ["/bin/echo", "%n%s", "x" * 5000], ["no-such"], [""], ["/"],
+    ["n" * 5000], ["/bin/cat"],
     ["/bin/sleep", "30"],
 ]  # fmt: skip
 ENTRIES = [
@@ -104,17 +105,17 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def mutated(chance: random.Random) -> dict[str, Any]:
     case: dict[str, Any] = json.loads(json.dumps(chance.choice(CORPUS)))
     for _ in range(chance.randint(1, 5)):
-        match chance.randrange(4):
-            case 0:
-                name = chance.choice(OPTIONS)
-                value = chance.choice(NUMBERS) if OPTIONS.index(name) < 4 else "HOME/" + chance.choice(PATHS)
-                case["options"] += [name, value]
-            case 1:
-                case["command"] = chance.choice(COMMANDS)
-            case 2:
-                case["control"][chance.choice(ENTRIES)] = chance.choice(CONTENTS)
-            case _ if case["options"]:
-                case["options"].pop(chance.randrange(len(case["options"])))
+        what = chance.randrange(4)
+        if what == 0:
+            name = chance.choice(OPTIONS)
+            value = chance.choice(NUMBERS) if OPTIONS.index(name) < 4 else "HOME/" + chance.choice(PATHS)
+            case["options"] += [name, value]
+        elif what == 1:
+            case["command"] = chance.choice(COMMANDS)
+        elif what == 2:
+            case["control"][chance.choice(ENTRIES)] = chance.choice(CONTENTS)
+        elif case["options"]:
+            case["options"].pop(chance.randrange(len(case["options"])))
     return case
 
 

@@ -304,7 +304,8 @@ class Matcher:
 
     def _closed(self, places: Set[int]) -> FrozenSet[int]:
         """With all that can be reached without a character."""
-        for place in list(places):
+        for first in list(places):
+            place = first
             while place % 2 == 0 and place < 2 * len(self._tokens):
                 if self._tokens[place // 2].kind not in ("star", "deep", "directories"):
                     break
