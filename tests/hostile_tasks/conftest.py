@@ -113,17 +113,8 @@ def sandbox(bubblewrap: Bubblewrap, tmp_path_factory: pytest.TempPathFactory) ->
         yield made
 
 
-@pytest.fixture(params=["docker_site", "sandbox"])
+@pytest.fixture(params=["docker", "bubblewrap"])
 def site(request: pytest.FixtureRequest) -> Site:
     """Each of the two."""
-    found: Site = request.getfixturevalue(request.param)
+    found: Site = request.getfixturevalue({"docker": "docker_site", "bubblewrap": "sandbox"}[request.param])
     return found
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what comes to its bed by `site`, whose name does not say it."""
-    for item in items:
-        names = getattr(item, "fixturenames", ())
-        if "site" in names:
-            wanted = item.callspec.params["site"]  # type: ignore[attr-defined]
-            item.add_marker(pytest.mark.bed("docker" if wanted == "docker_site" else "bubblewrap"))
