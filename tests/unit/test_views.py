@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta, timezone
 
 from tesgate.model.records import AttemptRecord, TaskRecord
 from tesgate.services.tasks import decode_page_token, encode_page_token
-from tesgate.services.views import rfc3339, task_document
+from tesgate.services.views import rfc3339, task_json
 
 DOCUMENT = {
     "name": "n",
@@ -39,11 +39,11 @@ def record(**fields) -> TaskRecord:
 
 
 def test_minimal() -> None:
-    assert task_document(record(), "MINIMAL") == {"id": "id", "state": "RUNNING"}
+    assert task_json(record(), "MINIMAL") == {"id": "id", "state": "RUNNING"}
 
 
 def test_full() -> None:
-    assert task_document(record(), "FULL") == {
+    assert task_json(record(), "FULL") == {
         "id": "id",
         "state": "RUNNING",
         **DOCUMENT,
@@ -69,7 +69,7 @@ def test_full() -> None:
 
 
 def test_basic_leaves_out_four_fields_and_nothing_else() -> None:
-    full, basic = task_document(record(), "FULL"), task_document(record(), "BASIC")
+    full, basic = task_json(record(), "FULL"), task_document(record(), "BASIC")
     del full["logs"][0]["system_logs"], full["logs"][0]["logs"][0]["stdout"], full["logs"][0]["logs"][0]["stderr"]
     full["inputs"] = [{"path": "/in/a", "type": "FILE"}]
     assert basic == full
@@ -77,7 +77,7 @@ def test_basic_leaves_out_four_fields_and_nothing_else() -> None:
 
 
 def test_an_attempt_that_never_started_has_its_lists_and_no_times() -> None:
-    shown = task_document(record(attempts=[AttemptRecord(number=1)]), "FULL")
+    shown = task_json(record(attempts=[AttemptRecord(number=1)]), "FULL")
     assert shown["logs"] == [{"logs": [], "outputs": [], "system_logs": []}]
 
 

@@ -6,11 +6,14 @@ not exist.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from itertools import groupby
 from typing import Any
+
+from pydantic_core import to_json
 
 from tesgate.errors import IdempotencyConflict, TaskNotFound
 from tesgate.model.caller import Caller
@@ -32,6 +35,13 @@ class _Owned:
     state: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Read:
+    owner: str
+    group: str | None
+    task: TaskRecord
+
+
 class TaskStore:
     """Statements on ``task`` that act for a caller."""
 
@@ -40,9 +50,12 @@ class TaskStore:
         self._ended = ended
         self._database = database
         self._wakes = wakes
-        self._sql = load_queries("tasks")
+        self._sql = {**load_queries("tasks"), **load_queries("task_reads")}
         self._inserts: Gather[NewTask, Inserted] = Gather(self._insert_batch, max_batch=200)
         self._states: Gather[str, _Owned | None] = Gather(self._state_batch, max_batch=500)
+        # Small batches: documents may be large.
+        self._basic: Gather[str, _Read | None] = Gather(partial(self._task_batch, False), max_batch=32)
+        self._full: Gather[str, _Read | None] = Gather(partial(self._task_batch, True), max_batch=32)
 
     # submit
 
@@ -64,9 +77,9 @@ class TaskStore:
             [new.owner for new in batch],
             [new.group for new in batch],
             [new.name or "" for new in batch],
-            [json.dumps(new.document, ensure_ascii=False, separators=(",", ":")) for new in batch],
-            [json.dumps(dict(new.tags), ensure_ascii=False) for new in batch],
-            [json.dumps(list(new.notes), ensure_ascii=False) for new in batch],
+            [to_json(new.document).decode() for new in batch],
+            [to_json(new.tags).decode() for new in batch],
+            [to_json(new.notes).decode() for new in batch],
             [milli(new.need.cpu_cores) for new in batch],
             [new.need.ram_bytes for new in batch],
             [new.need.disk_bytes for new in batch],
@@ -102,25 +115,33 @@ class TaskStore:
         return [found.get(task_id) for task_id in batch]
 
     async def get_task(self, caller: Caller, task_id: str, *, full: bool) -> TaskRecord:
-        """The whole task; tails and system logs only where `full`. Raises `TaskNotFound`."""
-        row = await self._database.fetchrow(self._sql["get_task"], task_id)
-        if row is None or not visible(caller, row["owner"], row["group"]):
+        """The whole task; tails and system logs only where `full`; gathered. Raises `TaskNotFound`."""
+        read = await (self._full if full else self._basic).call(task_id)
+        if read is None or not visible(caller, read.owner, read.group):
             raise TaskNotFound(task_id)
-        attempts = await self._database.fetch(self._sql["get_attempts"], [task_id], full)
-        return _task_record(row, attempts, full=full)
+        return read.task
+
+    async def get_tasks(self, caller: Caller, task_ids: Sequence[str], *, full: bool) -> list[TaskRecord]:
+        """Those of these tasks that there still are, in this order, read by one statement."""
+        found = [read for read in await self._task_batch(full, task_ids) if isinstance(read, _Read)]
+        return [read.task for read in found if visible(caller, read.owner, read.group)]
+
+    async def _task_batch(self, full: bool, batch: Sequence[str]) -> list[_Read | Exception | None]:
+        rows = await self._database.fetch(self._sql["get_tasks"], list(dict.fromkeys(batch)), full)
+        found: dict[str, _Read] = {}
+        for task_id, group in groupby(rows, key=lambda row: row["id"]):
+            attempts = list(group)
+            first = attempts[0]
+            told = [] if first["number"] is None else attempts
+            task = _task_record(first, told, notes=first["task_notes"], full=full)
+            found[task_id] = _Read(first["owner"], first["group"], task)
+        return [found.get(task_id) for task_id in batch]
 
     async def list_tasks(self, caller: Caller, query: ListQuery) -> list[TaskRecord]:
-        """One page, newest first: only what `caller` may see."""
+        """Ids and states of one page, newest first: only what `caller` may see. `get_tasks` reads the rest."""
         sql, arguments = _list_statement(caller, query)
         rows = await self._database.fetch(sql, *arguments)
-        if query.view == "MINIMAL":
-            return [TaskRecord(row["id"], row["state"]) for row in rows]
-        full = query.view == "FULL"
-        by_task: dict[str, list[Row]] = {row["id"]: [] for row in rows}
-        if by_task:
-            for attempt in await self._database.fetch(self._sql["get_attempts"], list(by_task), full):
-                by_task[attempt["task_id"]].append(attempt)
-        return [_task_record(row, by_task[row["id"]], full=full) for row in rows]
+        return [TaskRecord(row["id"], row["state"]) for row in rows]
 
     async def list_events(self, caller: Caller, task_id: str) -> list[dict[str, Any]]:
         """What was decided about a task, in order. Raises `TaskNotFound`."""
@@ -248,25 +269,22 @@ def _list_statement(caller: Caller, query: ListQuery) -> tuple[str, list[Any]]:
             conditions.append("false")  # one key cannot have two values
     if exact:
         conditions.append(f"tags @> {argument(exact)}::jsonb")
-    columns = "id, state"
-    if query.view != "MINIMAL":
-        columns = "id, state, phase, created_at, document, notes, wait_reason, attempt"
     where = " AND ".join(conditions) or "true"
-    sql = f"SELECT {columns} FROM task WHERE {where} ORDER BY id DESC LIMIT {argument(query.limit)}"  # noqa: S608
+    sql = f"SELECT id, state FROM task WHERE {where} ORDER BY id DESC LIMIT {argument(query.limit)}"  # noqa: S608
     return sql, arguments
 
 
-def _task_record(row: Row, attempts: Sequence[Row], *, full: bool) -> TaskRecord:
+def _task_record(row: Row, attempts: Sequence[Row], *, notes: Sequence[str], full: bool) -> TaskRecord:
     records = [_attempt_record(attempt, full=full) for attempt in attempts]
-    extra = [*row["notes"]]
+    extra = [*notes]
     if row["phase"] == "waiting" and row["wait_reason"]:
         extra.append(row["wait_reason"])
     if full and extra:
         # What was said before the first attempt, and why it waits, stands in the entry that clients read.
         first = records[0] if records else AttemptRecord(number=1)
-        records[:1] = [_with_notes(first, before=row["notes"])]
-        if len(extra) > len(row["notes"]):
-            records[-1:] = [_with_notes(records[-1], after=extra[len(row["notes"]) :])]
+        records[:1] = [_with_notes(first, before=notes)]
+        if len(extra) > len(notes):
+            records[-1:] = [_with_notes(records[-1], after=extra[len(notes) :])]
     return TaskRecord(row["id"], row["state"], row["document"], row["created_at"], tuple(records))
 
 
