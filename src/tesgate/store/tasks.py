@@ -27,6 +27,17 @@ from tesgate.store.wakes import Wakes
 
 __all__ = ["TaskStore"]
 
+PATIENCE = 20.0
+"""Seconds after which a client is told that the database is away; the statement under way by then may take its own
+patience more. Workflow engines end a whole run for one 503, so it is worth the wait; those that stop listening after 10
+seconds lose nothing by it."""
+WITHIN = 3.0
+"""Seconds in which a statement on a few rows has its answer, unless server or network hang."""
+WITHIN_WRITE = 6.0
+"""The same where disks must confirm."""
+WITHIN_LIST = 15.0
+"""The same for a page of a list, which may have to look at many rows."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Owned:
@@ -51,11 +62,23 @@ class TaskStore:
         self._database = database
         self._wakes = wakes
         self._sql = {**load_queries("tasks"), **load_queries("task_reads")}
-        self._inserts: Gather[NewTask, Inserted] = Gather(self._insert_batch, max_batch=200)
-        self._states: Gather[str, _Owned | None] = Gather(self._state_batch, max_batch=500)
+        self._inserts: Gather[NewTask, Inserted] = Gather(self._insert_batch, max_batch=200, patience=PATIENCE)
+        self._states: Gather[str, _Owned | None] = Gather(self._state_batch, max_batch=500, patience=PATIENCE)
+        # One by one, but only so many at once: they leave connections to others, and wait for a database that is away.
+        self._cancels: Gather[tuple[Caller, str], str] = Gather(
+            self._cancel, max_batch=1, concurrency=4, patience=PATIENCE
+        )
+        self._lists: Gather[tuple[Caller, ListQuery], list[TaskRecord]] = Gather(
+            self._list, max_batch=1, concurrency=2, patience=PATIENCE
+        )
+        self._slices: Gather[tuple[bool, Sequence[str]], list[_Read]] = Gather(
+            self._slice, max_batch=1, concurrency=2, patience=PATIENCE
+        )
         # Small batches: documents may be large.
-        self._basic: Gather[str, _Read | None] = Gather(partial(self._task_batch, False), max_batch=32)
-        self._full: Gather[str, _Read | None] = Gather(partial(self._task_batch, True), max_batch=32)
+        self._basic: Gather[str, _Read | None] = Gather(
+            partial(self._task_batch, False), max_batch=32, patience=PATIENCE
+        )
+        self._full: Gather[str, _Read | None] = Gather(partial(self._task_batch, True), max_batch=32, patience=PATIENCE)
 
     # submit
 
@@ -86,12 +109,15 @@ class TaskStore:
             [new.idempotency_key for new in batch],
             [new.body_hash for new in batch],
             idempotent=True,
+            within=WITHIN_WRITE,
         )
         made = {row["id"] for row in rows}
         return [Inserted(new.id, False) if new.id in made else await self._existing(new) for new in batch]
 
     async def _existing(self, new: NewTask) -> Inserted | Exception:
-        row = await self._database.fetchrow(self._sql["find_idempotent"], new.id, new.owner, new.idempotency_key)
+        row = await self._database.fetchrow(
+            self._sql["find_idempotent"], new.id, new.owner, new.idempotency_key, idempotent=True, within=WITHIN
+        )
         if row is None:
             return RuntimeError("a task vanished between its insert and its reading")
         if row["id"] == new.id:
@@ -110,7 +136,7 @@ class TaskStore:
         return owned.state
 
     async def _state_batch(self, batch: Sequence[str]) -> list[_Owned | Exception | None]:
-        rows = await self._database.fetch(self._sql["get_states"], list(set(batch)))
+        rows = await self._database.fetch(self._sql["get_states"], list(set(batch)), within=WITHIN)
         found = {row["id"]: _Owned(row["owner"], row["group"], row["state"]) for row in rows}
         return [found.get(task_id) for task_id in batch]
 
@@ -123,11 +149,14 @@ class TaskStore:
 
     async def get_tasks(self, caller: Caller, task_ids: Sequence[str], *, full: bool) -> list[TaskRecord]:
         """Those of these tasks that there still are, in this order, read by one statement."""
-        found = [read for read in await self._task_batch(full, task_ids) if isinstance(read, _Read)]
+        found = await self._slices.call((full, task_ids))
         return [read.task for read in found if visible(caller, read.owner, read.group)]
 
+    async def _slice(self, batch: Sequence[tuple[bool, Sequence[str]]]) -> list[list[_Read] | Exception]:
+        return [[read for read in await self._task_batch(*one) if isinstance(read, _Read)] for one in batch]
+
     async def _task_batch(self, full: bool, batch: Sequence[str]) -> list[_Read | Exception | None]:
-        rows = await self._database.fetch(self._sql["get_tasks"], list(dict.fromkeys(batch)), full)
+        rows = await self._database.fetch(self._sql["get_tasks"], list(dict.fromkeys(batch)), full, within=WITHIN_WRITE)
         found: dict[str, _Read] = {}
         for task_id, group in groupby(rows, key=lambda row: row["id"]):
             attempts = list(group)
@@ -139,9 +168,13 @@ class TaskStore:
 
     async def list_tasks(self, caller: Caller, query: ListQuery) -> list[TaskRecord]:
         """Ids and states of one page, newest first: only what `caller` may see. `get_tasks` reads the rest."""
+        return await self._lists.call((caller, query))
+
+    async def _list(self, batch: Sequence[tuple[Caller, ListQuery]]) -> list[list[TaskRecord] | Exception]:
+        ((caller, query),) = batch
         sql, arguments = _list_statement(caller, query)
-        rows = await self._database.fetch(sql, *arguments)
-        return [TaskRecord(row["id"], row["state"]) for row in rows]
+        rows = await self._database.fetch(sql, *arguments, within=WITHIN_LIST)
+        return [[TaskRecord(row["id"], row["state"]) for row in rows]]
 
     async def list_events(self, caller: Caller, task_id: str) -> list[dict[str, Any]]:
         """What was decided about a task, in order. Raises `TaskNotFound`."""
@@ -156,11 +189,21 @@ class TaskStore:
 
         Raises `TaskNotFound`.
         """
+        return await self._cancels.call((caller, task_id))
+
+    async def _cancel(self, batch: Sequence[tuple[Caller, str]]) -> list[str | Exception]:
+        ((caller, task_id),) = batch
         row = await self._database.fetchrow(
-            self._sql["cancel_task"], task_id, caller.admin, caller.subject, list(caller.groups), idempotent=True
+            self._sql["cancel_task"],
+            task_id,
+            caller.admin,
+            caller.subject,
+            list(caller.groups),
+            idempotent=True,
+            within=WITHIN_WRITE,
         )
         if row is None:
-            raise TaskNotFound(task_id)
+            return [TaskNotFound(task_id)]
         if row["changed"]:
             self._wakes.task(task_id)
             if row["agent_id"] is not None:
@@ -168,7 +211,7 @@ class TaskStore:
         state: str = row["state"]
         if row["changed"] and state == "CANCELED":
             self._ended(state)
-        return state
+        return [state]
 
     # the system's own
 
