@@ -5,8 +5,8 @@ Usage: python benchmarks/api.py [--quick] [--seconds 6] [--rounds 3] [--only POS
 Both stand on the same embedded PostgreSQL (fsync on), with uvloop and httptools, and are asked by wrk over the same
 number of connections, in turns. The gateway is `tesgate serve` as users run it, without an agent (tasks stay in the
 queue). *two*: two replicas behind two ports, against the bare application with two uvicorn workers. Each row is the
-median of its rounds. `gateway ms` and `postgres ms` are CPU a request of all processes of the gateway and of PostgreSQL;
-the load generator and both sides share the machine's cores. Needs wrk (apt-get install wrk).
+median of its rounds. `own` and `postgres` are CPU a request of all processes of either side and of PostgreSQL; the load
+generator and both sides share the machine's cores. Needs wrk (apt-get install wrk).
 """
 
 from __future__ import annotations
@@ -63,7 +63,11 @@ TASK = {
     ],
     "resources": {"cpu_cores": 2, "ram_gb": 4.0, "disk_gb": 10.0},
     "executors": [
-        {"image": "quay.io/biocontainers/bwa:0.7.17", "command": ["bash", "-c", "bash /work/.command.run"], "workdir": "/work"}
+        {
+            "image": "quay.io/biocontainers/bwa:0.7.17",
+            "command": ["bash", "-c", "bash /work/.command.run"],
+            "workdir": "/work",
+        }
     ],
     "tags": {"project": "p", "run": "r"},
 }
@@ -134,7 +138,17 @@ def shoot(kind: str, side: Side, given: argparse.Namespace, postgres: psutil.Pro
     before = cpu(side.processes), cpu([postgres])
     running = [
         subprocess.Popen(
-            ["wrk", "-t1", f"-c{each}", f"-d{given.seconds}s", "--timeout", "30s", "-s", str(lua), f"http://127.0.0.1:{port}{path}"],
+            [
+                "wrk",
+                "-t1",
+                f"-c{each}",
+                f"-d{given.seconds}s",
+                "--timeout",
+                "30s",
+                "-s",
+                str(lua),
+                f"http://127.0.0.1:{port}{path}",
+            ],
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -224,9 +238,9 @@ def gateways(count: int, dsn: str, directory: Path, *, auth: bool) -> Iterator[S
 def bare(count: int, dsn: str) -> Iterator[Side]:
     """The bare application with so many uvicorn workers."""
     port = free_port()
+    command = [sys.executable, "-m", "uvicorn", "benchmarks.bare_app:app", "--port", str(port), "--workers", str(count)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "uvicorn", "benchmarks.bare_app:app", "--port", str(port), "--workers", str(count)]
-        + ["--loop", "uvloop", "--http", "httptools", "--no-access-log", "--log-level", "warning"],
+        [*command, "--loop", "uvloop", "--http", "httptools", "--no-access-log", "--log-level", "warning"],
         env={**os.environ, "BARE_DATABASE_URL": dsn},
         cwd=ROOT,
     )
@@ -252,8 +266,15 @@ def end(process: subprocess.Popen[str]) -> None:
         process.wait()
 
 
-def compare(name: str, ours: Side, plain: Side, kinds: Sequence[str], given: argparse.Namespace, postgres: psutil.Process,
-            directory: Path) -> None:
+def compare(
+    name: str,
+    ours: Side,
+    plain: Side,
+    kinds: Sequence[str],
+    given: argparse.Namespace,
+    postgres: psutil.Process,
+    directory: Path,
+) -> None:
     for kind in kinds:
         shots: dict[str, list[Shot]] = {"ours": [], "bare": []}
         for _ in range(given.rounds):
@@ -310,7 +331,9 @@ def run(given: argparse.Namespace, kinds: Sequence[str], dsn: str, directory: Pa
         text = await connection.fetchval("SELECT pg_read_file('postmaster.pid')")
         await connection.close()
         async with Database(dsn, min_size=1, max_size=1) as database:
-            await TokenStore(database=database).create(name="bench", kind="user", hash=hash_token(token), subject="alice2")
+            await TokenStore(database=database).create(
+                name="bench", kind="user", hash=hash_token(token), subject="alice2"
+            )
         from benchmarks.bare_app import SCHEMA
 
         connection = await asyncpg.connect(bare_dsn)

@@ -1,7 +1,7 @@
 """The bare thing that benchmarks/api.py measures against: what one writes first with FastAPI and asyncpg.
 
-Run by uvicorn with uvloop and httptools; the database's URL is in BARE_DATABASE_URL. It checks what pydantic checks, has
-no authentication, no metrics, no owners, and stores one row with three indexes a task.
+Run by uvicorn with uvloop and httptools; the database's URL is in BARE_DATABASE_URL. It checks what pydantic checks,
+has no authentication, no metrics, no owners, and stores one row with three indexes a task.
 """
 
 from __future__ import annotations

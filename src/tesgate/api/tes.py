@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
+import anyio
 from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -23,9 +24,10 @@ from tesgate.api.context import ApiContext
 from tesgate.api.errors import answer_to
 from tesgate.api.middleware import ROUTE
 from tesgate.api.origin import check_browser, check_origin
-from tesgate.errors import BadRequest, MethodNotAllowed, TaskNotFound
+from tesgate.errors import BadRequest, MethodNotAllowed, TaskNotFound, Unavailable
 from tesgate.ga4gh import tes
 from tesgate.ga4gh.common import Organization
+from tesgate.model.caller import Caller
 from tesgate.model.records import View
 
 __all__ = ["PREFIX", "TesRoutes", "service_info"]
@@ -43,6 +45,11 @@ DEFAULT_PAGE = 256
 MAX_PAGE = 2047
 MAX_TAGS = 100
 
+SMALL_BODY = 64 << 10
+"""Bytes of a POST that is read at once. Larger ones wait for one of `LARGE_BODIES` places, so that what waits for a
+database that is away has a bound in memory: that many times limits.max_body_bytes."""
+LARGE_BODIES = 16
+LARGE_WAIT_SECONDS = 20.0
 CHUNK = 1 << 18
 """Bytes of a long answer that are handed on at once."""
 
@@ -75,6 +82,7 @@ class TesRoutes:
     def __init__(self, rest: ASGIApp, context: ApiContext) -> None:
         self._rest = rest
         self._context = context
+        self._large = anyio.Semaphore(LARGE_BODIES)
         self._table: dict[str, tuple[str, dict[str, Answer]]] = {
             "list": ("/tasks", {"GET": self._list, "POST": self._create}),
             "info": ("/service-info", {"GET": self._service_info}),
@@ -130,6 +138,20 @@ class TesRoutes:
         caller = await context.authenticator.caller(call.scope["headers"])
         check_origin(call.headers, context.settings)
         check_media_type(call.headers)
+        size = call.headers.get(b"content-length", b"")
+        if size.isdigit() and int(size) <= SMALL_BODY:
+            return await self._store(call, caller)
+        with anyio.move_on_after(LARGE_WAIT_SECONDS) as waiting:
+            await self._large.acquire()
+        if not waiting.cancelled_caught:
+            try:
+                return await self._store(call, caller)
+            finally:
+                self._large.release()
+        raise Unavailable("Too many large tasks are being stored at the moment; send the same request again.")
+
+    async def _store(self, call: _Call, caller: Caller) -> bytes:
+        context = self._context
         body = parse_json(await read_body(call.scope, call.receive, context.settings.limits.max_body_bytes))
         key = call.headers.get(b"idempotency-key")
         inserted = await context.tasks.create(

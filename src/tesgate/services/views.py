@@ -39,7 +39,9 @@ def _document(document: Mapping[str, Any] | str | None, view: View) -> bytes:
         return document.encode()
     values: dict[str, Any] = dict(from_json(document) if isinstance(document, str) else document or {})
     if view == "BASIC" and any("content" in item for item in values.get("inputs", ())):
-        values["inputs"] = [{key: value for key, value in item.items() if key != "content"} for item in values["inputs"]]
+        values["inputs"] = [
+            {key: value for key, value in item.items() if key != "content"} for item in values["inputs"]
+        ]
     return to_json(values)
 
 

@@ -83,7 +83,7 @@ class TokenStore:
             )
             for row in rows
         }
-        return [found.get(hash) for hash in batch]
+        return [found.get(wanted) for wanted in batch]
 
     async def list(self) -> list[dict[str, Any]]:
         """All tokens, without their hashes."""
