@@ -153,13 +153,23 @@ async def test_who_has_not_waited_long_goes_along_again(statements: Statements) 
         now[0] = 25.0  # the first batch took so long to find out
         statements.gate.set()
         while not early.done():
-            await anyio.sleep(0)
+            await anyio.sleep(0.001)
         statements.fault = None
     assert isinstance(early.result(), DatabaseUnavailable)
     assert [task.result() for task in late] == [20, 30], "they were not told of a fault that passed"
     # In their order, behind nobody.
     assert statements.batches[0] == [1]
     assert all(batch == [2, 3] for batch in statements.batches[1:])
+
+
+async def test_a_full_disk_is_not_waited_for(statements: Statements) -> None:
+    statements.fault = DatabaseUnavailable("no space left")
+    statements.fault.passing = False
+    gather = Gather(statements.run, concurrency=1, patience=20)
+    with anyio.fail_after(10):
+        answers = await all_of(gather, range(5))
+    assert all(isinstance(answer, DatabaseUnavailable) for answer in answers)
+    assert len(statements.batches) == 1
 
 
 async def outcome(call: Awaitable[int]) -> int | Exception:

@@ -317,7 +317,9 @@ class Database:
         return self._pool
 
     def _unavailable(self, exc: BaseException) -> DatabaseUnavailable:
-        return DatabaseUnavailable(f"The database at {place_of(self._dsn)} is not available: {_said(exc)}.")
+        fault = DatabaseUnavailable(f"The database at {place_of(self._dsn)} is not available: {_said(exc)}.")
+        fault.passing = not isinstance(exc, asyncpg.DiskFullError)
+        return fault
 
 
 def _said(exc: BaseException) -> str:

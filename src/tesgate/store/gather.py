@@ -20,6 +20,9 @@ __all__ = ["Gather"]
 Request = TypeVar("Request")
 Result = TypeVar("Result")
 
+PAUSE_SECONDS = 0.1
+"""Before a batch that found the database away is sent again."""
+
 _Entry = tuple[Request, asyncio.Future[Result], float]
 """What is asked, who waits for it, and since when."""
 
@@ -103,10 +106,14 @@ class Gather(Generic[Request, Result]):
                 await self._answer(batch[:middle])
                 await self._answer(batch[middle:])
                 return
-            over = self._clock() - self._patience if isinstance(exc, DatabaseUnavailable) else math.inf
+            passing = isinstance(exc, DatabaseUnavailable) and exc.passing
+            over = self._clock() - self._patience if passing else math.inf
             for _, future, _ in (entry for entry in batch if entry[2] <= over):
                 _settle(future, exc)
-            self._waiting.extendleft(entry for entry in reversed(batch) if entry[2] > over)
+            again = [entry for entry in batch if entry[2] > over]
+            if again:
+                self._waiting.extendleft(reversed(again))
+                await asyncio.sleep(PAUSE_SECONDS)
             return
         if len(results) != len(batch):
             results = [RuntimeError(f"a batch of {len(batch)} had {len(results)} results")] * len(batch)
