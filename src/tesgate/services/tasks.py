@@ -23,8 +23,10 @@ __all__ = ["TaskStore", "Tasks", "decode_page_token", "encode_page_token"]
 
 _MAX_KEY = 255
 
-SLICE = 16
-"""Whole tasks that a list reads at once."""
+FIRST_SLICE = 16
+LARGEST_SLICE = 128
+"""Whole tasks that a list reads at once: as many as have some `SLICE_BYTES` together, going by those before."""
+SLICE_BYTES = 1 << 19
 PAGE_BYTES = 8 << 20
 """A list's page of whole tasks is complete when it has so many bytes."""
 LARGE_PAGES = 2
@@ -143,8 +145,8 @@ class Tasks:
         """
         pieces: list[bytes] = []
         size, last = 0, ""
-        for start in range(0, len(task_ids), SLICE):
-            ids = task_ids[start : start + SLICE]
+        start, count = 0, FIRST_SLICE
+        while ids := task_ids[start : start + count]:
             for task in await self._store.get_tasks(caller, ids, full=view == "FULL"):
                 if pieces and size >= PAGE_BYTES:
                     return pieces, last
@@ -152,6 +154,8 @@ class Tasks:
                 size += len(piece)
                 pieces += (b",", piece) if pieces else (piece,)
                 last = task.id
+            start += len(ids)
+            count = max(1, min(LARGEST_SLICE, SLICE_BYTES * start // max(size, 1)))
         return pieces, None
 
     async def cancel(self, caller: Caller, task_id: str) -> str:
