@@ -194,6 +194,7 @@ async def seed(dsn: str, owners: Sequence[str], tasks: int) -> dict[str, list[st
                 await rows.attempts.acknowledge(one.agent_id, [(one.task_id, one.number)])
                 await rows.attempts.report(one.task_id, one.number, words, LEASE)
                 assert await rows.attempts.finish(one.task_id, one.number, words, "COMPLETE", outputs)
+        await database.execute("UPDATE agent SET state = 'closed'")  # nobody is to be given what wrk posts
         await rows.replicas.leave(rows.holder)
     return ids
 
