@@ -119,6 +119,8 @@ def configure_logging(
         logger.propagate = True
     # One line for each request is what metrics are for.
     logging.getLogger("uvicorn.access").setLevel(logging.WARNING)
+    # Its pool writes a traceback for each attempt to connect; the store says in a line that the database is away.
+    logging.getLogger("asyncpg").setLevel(logging.ERROR)
     for name in ("httpx", "httpcore", "asyncio", "urllib3"):
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
 

@@ -427,13 +427,13 @@ async def test_a_database_that_is_away_is_503(client: Client, context: Context, 
     async def away(*_: Any, **__: Any) -> Any:
         raise DatabaseUnavailable("no answer")
 
-    monkeypatch.setattr(context.tasks, "list", away)
+    monkeypatch.setattr(context.tasks, "page", away)
     refused(await client.get(f"{TES}/tasks"), 503)
 
     async def broken(*_: Any, **__: Any) -> Any:
         raise RuntimeError("secret detail")
 
-    monkeypatch.setattr(context.tasks, "list", broken)
+    monkeypatch.setattr(context.tasks, "page", broken)
     answer = await client.get(f"{TES}/tasks")
     refused(answer, 500)
     assert "secret" not in answer.text

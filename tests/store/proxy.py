@@ -24,6 +24,7 @@ class Proxy:
         self.url = f"postgresql://{user}/{parts.path.lstrip('/')}?host={directory}&port=5432"
         self.accepted = 0
         self._writers: set[asyncio.StreamWriter] = set()
+        self._lost: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         self._flowing = asyncio.Event()
@@ -64,6 +65,10 @@ class Proxy:
         """Pass nothing on from now."""
         self._flowing.clear()
 
+    def lose(self) -> None:
+        """What there is never passes anything on again, and nobody is told; new connections work."""
+        self._lost.update(self._writers)
+
     def flow(self) -> None:
         """Pass on again."""
         self._flowing.set()
@@ -86,10 +91,13 @@ class Proxy:
         with suppress(OSError):
             while data := await source.read(65536):
                 await self._flowing.wait()
+                if sink in self._lost:
+                    continue
                 sink.write(data)
                 await sink.drain()
         for writer in both:
             self._writers.discard(writer)
+            self._lost.discard(writer)
             writer.close()
             with suppress(OSError):
                 await writer.wait_closed()

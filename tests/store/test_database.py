@@ -125,6 +125,30 @@ async def test_a_call_waits_for_a_database_that_comes_back(behind: Database, pro
     assert (write.result(), read.result()) == ("INSERT 0 1", 1)
 
 
+async def test_a_connection_that_swallows_everything_is_found_and_replaced(proxy: Proxy) -> None:
+    # The server's timeouts cannot be heard, and the client's own for a whole statement would take 35 seconds.
+    async with Database(proxy.url, min_size=3, max_size=3, patience=30) as database:
+        await database.execute("CREATE TABLE t (id int)")
+        proxy.lose()
+        with anyio.fail_after(30):
+            assert await database.fetch("SELECT 1", within=1.0)
+            # One was enough to know of all: the other two are not asked, where these would hang for 35 seconds.
+            assert await database.execute("INSERT INTO t VALUES (1)") == "INSERT 0 1"
+            assert await database.fetchval("SELECT count(*) FROM t") == 1
+
+
+async def test_a_write_that_hangs_is_not_sent_again(proxy: Proxy) -> None:
+    async with Database(proxy.url, min_size=1, max_size=1, patience=10) as database:
+        await database.execute("CREATE TABLE t (id int)")
+        proxy.lose()
+        with anyio.fail_after(20), pytest.raises(DatabaseUnavailable):
+            await database.fetch("INSERT INTO t VALUES (1) RETURNING id", within=0.3)
+        proxy.lose()
+        with anyio.fail_after(20):
+            sql = "INSERT INTO t VALUES (2) RETURNING id"
+            assert [row["id"] for row in await database.fetch(sql, idempotent=True, within=0.5)] == [2]
+
+
 async def test_patience_ends(proxy: Proxy) -> None:
     async with Database(proxy.url, min_size=1, max_size=1, patience=0.3) as database:
         await proxy.refuse()

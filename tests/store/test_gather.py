@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Sequence
 
 import anyio
 import pytest
@@ -137,6 +137,46 @@ async def test_a_database_that_is_away_is_everybodys_at_once(statements: Stateme
     assert len(statements.batches) == 1
     statements.fault = None
     assert await gather.call(1) == 10
+
+
+async def test_who_has_not_waited_long_goes_along_again(statements: Statements) -> None:
+    now = [0.0]
+    gather = Gather(statements.run, concurrency=1, patience=20, clock=lambda: now[0])
+    statements.fault = DatabaseUnavailable("away")
+    statements.gate.clear()
+    async with asyncio.TaskGroup() as group:
+        early = group.create_task(outcome(gather.call(1)))
+        await statements.reached(1)
+        now[0] = 15.0
+        late = [group.create_task(outcome(gather.call(number))) for number in (2, 3)]
+        await anyio.sleep(0)
+        now[0] = 25.0  # the first batch took so long to find out
+        statements.gate.set()
+        while not early.done():
+            await anyio.sleep(0.001)
+        statements.fault = None
+    assert isinstance(early.result(), DatabaseUnavailable)
+    assert [task.result() for task in late] == [20, 30], "they were not told of a fault that passed"
+    # In their order, behind nobody.
+    assert statements.batches[0] == [1]
+    assert all(batch == [2, 3] for batch in statements.batches[1:])
+
+
+async def test_a_full_disk_is_not_waited_for(statements: Statements) -> None:
+    statements.fault = DatabaseUnavailable("no space left")
+    statements.fault.passing = False
+    gather = Gather(statements.run, concurrency=1, patience=20)
+    with anyio.fail_after(10):
+        answers = await all_of(gather, range(5))
+    assert all(isinstance(answer, DatabaseUnavailable) for answer in answers)
+    assert len(statements.batches) == 1
+
+
+async def outcome(call: Awaitable[int]) -> int | Exception:
+    try:
+        return await call
+    except Exception as error:
+        return error
 
 
 async def test_a_batch_with_too_few_results_is_an_error_for_all() -> None:

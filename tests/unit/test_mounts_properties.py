@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tesgate.model.mounts import MountError, has_wildcards, mount_table
+from tesgate.model.mounts import MountError, check_paths, has_wildcards, mount_table
 from tesgate.runner.plan import Mount
 
 # Few names, so that paths meet; system directories among them.
@@ -18,14 +18,14 @@ TYPES = st.sampled_from(["FILE", "DIRECTORY"])
 
 
 @st.composite
-def documents(draw: st.DrawFn) -> dict[str, Any]:
-    inputs = st.fixed_dictionaries({"path": PATHS, "type": TYPES, "url": st.just("file:///x")})
-    outputs = st.fixed_dictionaries({"path": st.one_of(PATHS, PATHS, PATTERNS), "type": TYPES, "url": st.just("u")})
-    streams = {name: st.one_of(st.none(), PATHS) for name in ("workdir", "stdin", "stdout", "stderr")}
+def documents(draw: st.DrawFn, paths: st.SearchStrategy[str] = PATHS) -> dict[str, Any]:
+    inputs = st.fixed_dictionaries({"path": paths, "type": TYPES, "url": st.just("file:///x")})
+    outputs = st.fixed_dictionaries({"path": st.one_of(paths, paths, PATTERNS), "type": TYPES, "url": st.just("u")})
+    streams = {name: st.one_of(st.none(), paths) for name in ("workdir", "stdin", "stdout", "stderr")}
     return {
         "inputs": draw(st.lists(inputs, max_size=5)),
         "outputs": draw(st.lists(outputs, max_size=5)),
-        "volumes": draw(st.lists(PATHS, max_size=2)),
+        "volumes": draw(st.lists(paths, max_size=2)),
         "executors": draw(st.lists(st.fixed_dictionaries(streams), min_size=1, max_size=2)),
     }
 
@@ -43,6 +43,26 @@ def base(path: str) -> str:
     parts = path.split("/")
     first = next((index for index, part in enumerate(parts) if has_wildcards(part)), len(parts))
     return "/".join(parts[:first]) or "/"
+
+
+ODD = st.sampled_from(
+    ["a", "work", "x y", ".", "..", "", "tmp", "usr", "proc", ".tesgate", "a*", "[b]", "var", "home", "\0", "t.t"]
+)
+ODD_PATHS = st.lists(ODD, max_size=4).map(lambda parts: "/" + "/".join(parts))
+
+
+def refused(check: Any, document: dict[str, Any]) -> str:
+    try:
+        check(document)
+    except MountError as error:
+        return str(error)
+    return ""
+
+
+@given(documents() | documents(paths=ODD_PATHS))
+@settings(max_examples=200, deadline=None)
+def test_a_task_that_is_passed_at_a_glance_would_have_passed(document: dict[str, Any]) -> None:
+    assert refused(check_paths, document) == refused(mount_table, document)
 
 
 @given(documents())

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from tesgate.errors import ClientError, Unavailable
 from tesgate.store.errors import DatabaseUnavailable
 
-__all__ = ["error_response", "install_error_handlers"]
+__all__ = ["answer_to", "error_response", "install_error_handlers"]
 
 _LOGGER = "tesgate.api"
 
@@ -58,6 +58,15 @@ async def _database_unavailable(_request: Request, error: Exception) -> Response
 async def _unexpected(request: Request, error: Exception) -> Response:
     structlog.get_logger(_LOGGER).error("request failed", method=request.method, path=request.url.path, exc_info=error)
     return error_response(500, "Something went wrong inside the gateway; its log says more. Try again later.")
+
+
+async def answer_to(request: Request, error: Exception) -> Response:
+    """The answer of lean routes to what they raised: the same as that of the application's handlers."""
+    if isinstance(error, ClientError):
+        return await _client_error(request, error)
+    if isinstance(error, DatabaseUnavailable):
+        return await _database_unavailable(request, error)
+    return await _unexpected(request, error)
 
 
 def install_error_handlers(app: FastAPI) -> None:

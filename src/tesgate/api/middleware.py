@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -18,7 +17,7 @@ from tesgate.api.body import too_large
 from tesgate.api.context import ApiContext
 from tesgate.api.errors import error_response
 
-__all__ = ["ROUTE", "Gate", "install_middleware"]
+__all__ = ["ROUTE", "Gate", "guarded"]
 
 ROUTE = "tesgate.route"
 """Key of the scope under which lean routes leave their template, for metrics."""
@@ -86,12 +85,12 @@ def _content_length(scope: Scope) -> int | None:
     return None
 
 
-def install_middleware(app: FastAPI, context: ApiContext) -> None:
+def guarded(app: ASGIApp, context: ApiContext) -> ASGIApp:
     """Put `Gate` around everything, and CORS (if configured) inside it."""
     cors = context.settings.cors
     if cors.allow_origins:
-        app.add_middleware(
-            CORSMiddleware,
+        app = CORSMiddleware(
+            app,
             allow_origins=cors.allow_origins,
             allow_credentials=cors.allow_credentials,
             allow_methods=["GET", "HEAD", "POST", "OPTIONS"],
@@ -99,4 +98,4 @@ def install_middleware(app: FastAPI, context: ApiContext) -> None:
             expose_headers=["Content-Range", "Accept-Ranges"],
             max_age=cors.max_age,
         )
-    app.add_middleware(Gate, context=context)
+    return Gate(app, context=context)

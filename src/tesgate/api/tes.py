@@ -13,18 +13,21 @@ from enum import StrEnum
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
+import anyio
 from pydantic_core import to_json
-from starlette.routing import BaseRoute, Match, NoMatchFound
-from starlette.types import Receive, Scope, Send
+from starlette.requests import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tesgate import __version__
 from tesgate.api.body import check_media_type, headers_of, parse_json, read_body
 from tesgate.api.context import ApiContext
+from tesgate.api.errors import answer_to
 from tesgate.api.middleware import ROUTE
 from tesgate.api.origin import check_browser, check_origin
-from tesgate.errors import BadRequest, MethodNotAllowed, TaskNotFound
+from tesgate.errors import BadRequest, MethodNotAllowed, TaskNotFound, Unavailable
 from tesgate.ga4gh import tes
 from tesgate.ga4gh.common import Organization
+from tesgate.model.caller import Caller
 from tesgate.model.records import View
 
 __all__ = ["PREFIX", "TesRoutes", "service_info"]
@@ -42,7 +45,15 @@ DEFAULT_PAGE = 256
 MAX_PAGE = 2047
 MAX_TAGS = 100
 
-Answer = Callable[["_Call"], Awaitable[bytes]]
+SMALL_BODY = 64 << 10
+"""Bytes of a POST that is read at once. Larger ones wait for one of `LARGE_BODIES` places, so that what waits for a
+database that is away has a bound in memory: that many times limits.max_body_bytes."""
+LARGE_BODIES = 16
+LARGE_WAIT_SECONDS = 20.0
+CHUNK = 1 << 18
+"""Bytes of a long answer that are handed on at once."""
+
+Answer = Callable[["_Call"], Awaitable[bytes | list[bytes]]]
 
 Choice = TypeVar("Choice", bound=StrEnum)
 
@@ -65,11 +76,13 @@ class _Call:
         return pairs
 
 
-class TesRoutes(BaseRoute):
-    """All routes of TES, as one route of the application."""
+class TesRoutes:
+    """All routes of TES, in front of the application that has the others: its layers cost as much as an answer does."""
 
-    def __init__(self, context: ApiContext) -> None:
+    def __init__(self, rest: ASGIApp, context: ApiContext) -> None:
+        self._rest = rest
         self._context = context
+        self._large = anyio.Semaphore(LARGE_BODIES)
         self._table: dict[str, tuple[str, dict[str, Answer]]] = {
             "list": ("/tasks", {"GET": self._list, "POST": self._create}),
             "info": ("/service-info", {"GET": self._service_info}),
@@ -78,26 +91,32 @@ class TesRoutes(BaseRoute):
             "get": ("/tasks/{id}", {"GET": self._get}),
         }
 
-    def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        """Full for every path that exists, whatever the method; the rest is somebody else's."""
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer every path of TES, whatever the method; the rest is somebody else's."""
         if scope["type"] != "http":
-            return Match.NONE, {}
+            await self._rest(scope, receive, send)
+            return
         path = scope["path"]
         root = scope.get("root_path", "")
         if root and path.startswith(root):
             path = path[len(root) :]
         match = _PATHS.fullmatch(path)
         if match is None or match.lastgroup is None:
-            return Match.NONE, {}
-        return Match.FULL, {"tesgate.tes": (match.lastgroup, match[match.lastgroup])}
+            await self._rest(scope, receive, send)
+            return
+        try:
+            body = await self._answer(match.lastgroup, match[match.lastgroup], scope, receive, send)
+        except Exception as error:
+            response = await answer_to(Request(scope), error)
+            await response(scope, receive, send)
+            return
+        if body is not None:
+            await _send(body, send, bodiless=scope["method"] == "HEAD")
 
-    def url_path_for(self, name: str, /, **path_params: Any) -> Any:
-        """Lean routes have no names."""
-        raise NoMatchFound(name, path_params)
-
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request; errors go up to the application's handlers."""
-        kind, found = scope["tesgate.tes"]
+    async def _answer(
+        self, kind: str, found: str, scope: Scope, receive: Receive, send: Send
+    ) -> bytes | list[bytes] | None:
+        """The answer's body; None: it was sent already."""
         template, methods = self._table[kind]
         scope[ROUTE] = PREFIX + template
         method = scope["method"]
@@ -109,19 +128,30 @@ class TesRoutes(BaseRoute):
             allow = ", ".join([*allowed, "OPTIONS"]).encode()
             await send({"type": "http.response.start", "status": 204, "headers": [(b"allow", allow)]})
             await send({"type": "http.response.body", "body": b""})
-            return
+            return None
         headers_in = headers_of(scope)
         check_browser(headers_in, self._context.settings)
-        body = await handler(_Call(scope, receive, headers_in, found))
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": b"" if method == "HEAD" else body})
+        return await handler(_Call(scope, receive, headers_in, found))
 
     async def _create(self, call: _Call) -> bytes:
         context = self._context
         caller = await context.authenticator.caller(call.scope["headers"])
         check_origin(call.headers, context.settings)
         check_media_type(call.headers)
+        size = call.headers.get(b"content-length", b"")
+        if size.isdigit() and int(size) <= SMALL_BODY:
+            return await self._store(call, caller)
+        with anyio.move_on_after(LARGE_WAIT_SECONDS) as waiting:
+            await self._large.acquire()
+        if not waiting.cancelled_caught:
+            try:
+                return await self._store(call, caller)
+            finally:
+                self._large.release()
+        raise Unavailable("Too many large tasks are being stored at the moment; send the same request again.")
+
+    async def _store(self, call: _Call, caller: Caller) -> bytes:
+        context = self._context
         body = parse_json(await read_body(call.scope, call.receive, context.settings.limits.max_body_bytes))
         key = call.headers.get(b"idempotency-key")
         inserted = await context.tasks.create(
@@ -141,14 +171,14 @@ class TesRoutes(BaseRoute):
             # The route that clients poll: no document is read and none is built.
             state = await context.tasks.state(caller, call.id)
             return b'{"id":"%b","state":"%b"}' % (call.id.encode(), state.encode())
-        return to_json(await context.tasks.get(caller, call.id, view))
+        return await context.tasks.get(caller, call.id, view)
 
-    async def _list(self, call: _Call) -> bytes:
+    async def _list(self, call: _Call) -> list[bytes]:
         context = self._context
         caller = await context.authenticator.caller(call.scope["headers"])
         query = call.query()
         single = {name: value for name, value in query if value}
-        page = await context.tasks.list(
+        return await context.tasks.page(
             caller,
             view=_view(query),
             page_size=_page_size(single.get("page_size")),
@@ -157,7 +187,6 @@ class TesRoutes(BaseRoute):
             state=_choice(tes.State, "state", single.get("state")),
             tags=_tags(query),
         )
-        return to_json(page)
 
     async def _cancel(self, call: _Call) -> bytes:
         context = self._context
@@ -175,6 +204,24 @@ class TesRoutes(BaseRoute):
         del call
         info = service_info(self._context)
         return to_json({"name": info["name"], "doc": info["description"], "storage": info["storage"]})
+
+
+async def _send(body: bytes | list[bytes], send: Send, *, bodiless: bool) -> None:
+    """A long answer goes out in chunks: what a slow client has not taken yet is not copied once more."""
+    size = len(body) if isinstance(body, bytes) else sum(map(len, body))
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(size).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    if isinstance(body, list) and not bodiless:
+        chunk: list[bytes] = []
+        waiting = 0
+        for piece in body:
+            chunk.append(piece)
+            waiting += len(piece)
+            if waiting >= CHUNK:
+                await send({"type": "http.response.body", "body": b"".join(chunk), "more_body": True})
+                chunk, waiting = [], 0
+        body = b"".join(chunk)
+    await send({"type": "http.response.body", "body": b"" if bodiless else body})
 
 
 def service_info(context: ApiContext) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import resource
 import signal
 import socket
 import sys
@@ -47,6 +48,7 @@ async def serve(settings: Settings) -> int:
     """Run a gateway until it is told to end; the process's exit code. Raises `ConfigError` with the way out."""
     configure_logging(form=settings.telemetry.log_format, level=settings.telemetry.log_level)
     check_bind(settings.server.host, settings)
+    _allow_open_files(settings.server.max_connections)
     place = DataDir(settings.data_dir)
     place.make()
     try:
@@ -57,6 +59,17 @@ async def serve(settings: Settings) -> int:
         raise ConfigError(str(error)) from error
 
 
+def _allow_open_files(connections: int) -> None:
+    """Raise the soft limit, which is 1,024 in most shells, as far as the hard one lets us."""
+    wanted = connections + 1024
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        log.warning("few open files are allowed, so fewer connections", limit=hard, wanted=wanted)
+        wanted = hard
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 async def _run(gateway: Gateway, listener: socket.socket) -> int:
     settings = gateway.settings
     server = _Server(
@@ -65,6 +78,8 @@ async def _run(gateway: Gateway, listener: socket.socket) -> int:
             log_config=None,
             access_log=False,
             server_header=False,
+            http="httptools",
+            limit_concurrency=settings.server.max_connections,
             timeout_graceful_shutdown=round(settings.server.shutdown_grace),
             lifespan="off",
         )

@@ -73,6 +73,11 @@ class ServerSettings(Group):
         default=None,
         description="URL under which runners and agents reach this gateway; made from host and port where unset.",
     )
+    max_connections: int = Field(
+        default=4096,
+        ge=16,
+        description="Connections at most; each open request holds some 30 kB. Beyond it the answer is 503 at once.",
+    )
     shutdown_grace: Seconds = Field(
         default=10.0, description="Longest time that open requests are waited for (seconds)."
     )

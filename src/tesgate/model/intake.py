@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,8 +88,8 @@ def accept(body: Any, rules: IntakeRules) -> Accepted:
     return Accepted(document, tags, _need(task.resources, rules.defaults), notes)
 
 
-def _count(where: str, items: Iterable[Any], limit: int) -> None:
-    size = len(list(items))
+def _count(where: str, items: Collection[Any], limit: int) -> None:
+    size = len(items)
     if size > limit:
         raise BadRequest(f"{where}: holds {size} entries, at most {limit} are accepted here; split the task")
 

@@ -64,6 +64,16 @@ _SCRATCH = frozenset({"/tmp", "/var/tmp"})
 """Writable by everybody, and empty in every image that matters."""
 
 
+_NORMAL = re.compile(rf"(?!/{re.escape(_OURS)}(?:/|\Z))(?:/(?!\.\.?(?:/|\Z))[^/\0]+)+")
+"""A path that `normal_path` returns as it is."""
+
+_IMAGE = "|".join(sorted(map(re.escape, {*_KERNEL, _OURS, *_PACKAGED, *_IMPLIED_DEPTH, *_NAMED_DEPTH})))
+_PART = r"/(?!\.\.?(?:/|\Z))[^/\0*?\[\\{]+"
+_FREE = re.compile(rf"(?!/(?:{_IMAGE}|tmp)(?:/|\Z))(?:{_PART})+")
+"""A normal path without wildcards in a tree of its own, where everything may be mounted."""
+_FREE_BELOW = re.compile(rf"(?!/(?:{_IMAGE})(?:/|\Z))(?:{_PART}){{2,}}")
+"""The same with a parent that may be mounted: at least two parts, also below /tmp."""
+
 _ESCAPED = re.compile(r"\\.", re.DOTALL)
 _WILDCARD = re.compile(r"[*?]|\[[!^]?+\]?+[^\]]*\]")
 
@@ -95,6 +105,8 @@ class MountTable:
 
 def normal_path(path: object, where: str) -> str:
     """Return `path` without doubled or trailing slashes and ``.`` parts; `where` names it in the `MountError`."""
+    if isinstance(path, str) and _NORMAL.fullmatch(path):
+        return path
     if not isinstance(path, str) or not path:
         raise MountError(f"{where}: a path is missing")
     if not path.startswith("/"):
@@ -116,7 +128,32 @@ def has_wildcards(path: str) -> bool:
 
 def check_paths(document: Mapping[str, Any]) -> None:
     """Raise `MountError` for a task whose paths cannot be served; the API answers it with 400."""
-    mount_table(document)
+    if not _is_free(document):
+        mount_table(document)
+
+
+def _is_free(document: Mapping[str, Any]) -> bool:
+    """Whether no path of a checked document can fail in `mount_table`, seen without computing it.
+
+    Most tasks keep to directories of their own (``/work``, ``/data``) and name no path twice. Every `MountError` is
+    about another kind of path; a property-based test holds the two together.
+    """
+    inputs = document.get("inputs") or ()
+    if len({item.get("path") for item in inputs}) < len(inputs):
+        return False
+    for item in (*inputs, *(document.get("outputs") or ())):
+        if not (_FREE if item.get("type") == "DIRECTORY" else _FREE_BELOW).fullmatch(str(item.get("path"))):
+            return False
+    for path in document.get("volumes") or ():
+        if not _FREE.fullmatch(path):
+            return False
+    for executor in document.get("executors") or ():
+        if (workdir := executor.get("workdir")) and not _FREE.fullmatch(workdir):
+            return False
+        for stream in ("stdin", "stdout", "stderr"):
+            if (path := executor.get(stream)) and not _FREE_BELOW.fullmatch(path):
+                return False
+    return True
 
 
 def mount_table(document: Mapping[str, Any]) -> MountTable:

@@ -70,8 +70,8 @@ class TaskRecord:
 
     id: str
     state: str
-    document: Mapping[str, Any] | None = None
-    """None where only MINIMAL was asked."""
+    document: Mapping[str, Any] | str | None = None
+    """As values or as the JSON text that was stored; None where only MINIMAL was asked."""
     created_at: datetime | None = None
     attempts: Sequence[AttemptRecord] = ()
 
@@ -81,7 +81,6 @@ class ListQuery:
     """One page of a list, newest first."""
 
     limit: int
-    view: View = "MINIMAL"
     name_prefix: str | None = None
     state: str | None = None
     tags: Sequence[tuple[str, str | None]] = ()

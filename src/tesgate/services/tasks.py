@@ -7,19 +7,30 @@ import binascii
 import hashlib
 import json
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
+
+import anyio
 
 from tesgate.errors import BadRequest, TaskNotFound
 from tesgate.model.caller import Caller
 from tesgate.model.ids import TaskIds, is_task_id
 from tesgate.model.intake import IntakeRules, accept
 from tesgate.model.records import Inserted, ListQuery, NewTask, TaskRecord, View
-from tesgate.services.views import task_document
+from tesgate.services.views import task_json
 
 __all__ = ["TaskStore", "Tasks", "decode_page_token", "encode_page_token"]
 
 _MAX_KEY = 255
+
+FIRST_SLICE = 16
+LARGEST_SLICE = 128
+"""Whole tasks that a list reads at once: as many as have some `SLICE_BYTES` together, going by those before."""
+SLICE_BYTES = 1 << 19
+PAGE_BYTES = 8 << 20
+"""A list's page of whole tasks is complete when it has so many bytes."""
+LARGE_PAGES = 2
+"""Pages of whole tasks that are put together at the same time; the next one waits for its turn."""
 
 
 class TaskStore(Protocol):
@@ -34,8 +45,11 @@ class TaskStore(Protocol):
     async def get_state(self, caller: Caller, task_id: str) -> str:
         """Read a task's state, the leanest way. Raises `TaskNotFound`."""
 
+    async def get_tasks(self, caller: Caller, task_ids: Sequence[str], *, full: bool) -> list[TaskRecord]:
+        """Read several tasks, in this order; those that are gone are left out."""
+
     async def list_tasks(self, caller: Caller, query: ListQuery) -> list[TaskRecord]:
-        """At most `query.limit` tasks, newest first."""
+        """Ids and states of at most `query.limit` tasks, newest first."""
 
     async def cancel_task(self, caller: Caller, task_id: str) -> str:
         """Record the wish; returns the new state. Idempotent: an ended task stays as it is. Raises `TaskNotFound`."""
@@ -54,6 +68,7 @@ class Tasks:
     ) -> None:
         """`share_with_group`: members of a caller's first group see and cancel what the caller submits."""
         self._share_with_group = share_with_group
+        self._large = anyio.Semaphore(LARGE_PAGES)
         self._store = store
         self._rules = rules
         self._new_id = new_id or TaskIds()
@@ -83,13 +98,13 @@ class Tasks:
             raise TaskNotFound(task_id)
         return await self._store.get_state(caller, task_id)
 
-    async def get(self, caller: Caller, task_id: str, view: View) -> dict[str, Any]:
-        """One task in one view. Raises `TaskNotFound`."""
+    async def get(self, caller: Caller, task_id: str, view: View) -> bytes:
+        """One task in one view, as JSON. Raises `TaskNotFound`."""
         if not is_task_id(task_id):
             raise TaskNotFound(task_id)
-        return task_document(await self._store.get_task(caller, task_id, full=view == "FULL"), view)
+        return task_json(await self._store.get_task(caller, task_id, full=view == "FULL"), view)
 
-    async def list(
+    async def page(
         self,
         caller: Caller,
         *,
@@ -99,21 +114,49 @@ class Tasks:
         name_prefix: str | None = None,
         state: str | None = None,
         tags: tuple[tuple[str, str | None], ...] = (),
-    ) -> dict[str, Any]:
-        """One page, newest first, as a ``ListTasksResponse``."""
+    ) -> list[bytes]:
+        """One page, newest first: a ``ListTasksResponse`` as pieces of JSON.
+
+        A page of large tasks ends early, at `PAGE_BYTES` (but never before its first task).
+        """
         query = ListQuery(
             limit=page_size + 1,  # one more than shown: that is how the last page is known
-            view=view,
             name_prefix=name_prefix,
             state=state,
             tags=tags,
             after=decode_page_token(page_token) if page_token else None,
         )
         found = await self._store.list_tasks(caller, query)
-        answer: dict[str, Any] = {"tasks": [task_document(task, view) for task in found[:page_size]]}
-        if len(found) > page_size:
-            answer["next_page_token"] = encode_page_token(found[page_size - 1].id)
-        return answer
+        shown = found[:page_size]
+        last = shown[-1].id if len(found) > page_size else None
+        if view == "MINIMAL":
+            tasks = [b",".join([task_json(task, view) for task in shown])]
+        else:
+            async with self._large:
+                tasks, stopped_at = await self._documents(caller, [task.id for task in shown], view)
+            last = stopped_at or last
+        end = b"]}" if last is None else b'],"next_page_token":"%b"}' % encode_page_token(last).encode()
+        return [b'{"tasks":[', *tasks, end]
+
+    async def _documents(self, caller: Caller, task_ids: Sequence[str], view: View) -> tuple[list[bytes], str | None]:
+        """The tasks' documents, and the id after which the page had to stop.
+
+        Read and written slice by slice: the event loop serves others in between, and memory holds one slice of rows.
+        """
+        pieces: list[bytes] = []
+        size, last = 0, ""
+        start, count = 0, FIRST_SLICE
+        while ids := task_ids[start : start + count]:
+            for task in await self._store.get_tasks(caller, ids, full=view == "FULL"):
+                if pieces and size >= PAGE_BYTES:
+                    return pieces, last
+                piece = task_json(task, view)
+                size += len(piece)
+                pieces += (b",", piece) if pieces else (piece,)
+                last = task.id
+            start += len(ids)
+            count = max(1, min(LARGEST_SLICE, SLICE_BYTES * start // max(size, 1)))
+        return pieces, None
 
     async def cancel(self, caller: Caller, task_id: str) -> str:
         """Ask for a task's end; a task that has ended stays as it is. Raises `TaskNotFound`."""

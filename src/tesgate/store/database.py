@@ -30,7 +30,9 @@ else:
     Connection = PoolConnectionProxy
 
 FIRST_WAIT_SECONDS = 0.05
-LONGEST_WAIT_SECONDS = 1.0
+LONGEST_WAIT_SECONDS = 0.5
+CONNECT_SECONDS = 5.0
+"""An attempt to connect that has no answer for so long is given up for a new one: its packets may have been lost."""
 
 LOST = (
     OSError,  # ConnectionError and TimeoutError among them
@@ -77,6 +79,13 @@ async def prepare_connection(connection: asyncpg.Connection[Any] | Connection) -
         )
 
 
+async def _leave_as_is(connection: asyncpg.Connection[asyncpg.Record]) -> None:
+    """For a connection that goes back to the pool: asyncpg would send a RESET after every statement.
+
+    Nothing here leaves anything in a session: no SET, no LISTEN, no session locks; transactions are ended by asyncpg.
+    """
+
+
 class Database:
     """A pool of connections. ``async with Database(dsn) as database``, or `open` and `close`.
 
@@ -84,6 +93,10 @@ class Database:
     sent and whose connection was lost is sent again only if that is harmless (a SELECT, or ``idempotent=True``, or the
     server said that it was rolled back); otherwise `DatabaseUnavailable` leaves its outcome unknown. Errors of
     the statement itself (constraints, syntax) are asyncpg's own and pass through.
+
+    `within` (seconds) is for what clients wait for: a statement that has no answer by then was sent to a server or over
+    a network that hangs. Its connection is given up, the idle ones are not trusted any more, and it is sent again where
+    that is harmless.
     """
 
     def __init__(
@@ -107,7 +120,7 @@ class Database:
             "statement_cache_size": statement_cache_size,
             # The server gives up first; this is for a network that says nothing any more.
             "command_timeout": statement_timeout + 5,
-            "timeout": patience,
+            "timeout": CONNECT_SECONDS,
             "server_settings": {
                 "application_name": application_name,
                 "statement_timeout": str(int(statement_timeout * 1000)),
@@ -151,6 +164,7 @@ class Database:
                 min_size=self._min_size,
                 max_size=self._max_size,
                 init=prepare_connection,
+                reset=_leave_as_is,
                 **self._connect_options,
             )
 
@@ -175,13 +189,23 @@ class Database:
             if scope.cancelled_caught:
                 pool.terminate()
 
-    async def fetch(self, sql: str, *args: object, idempotent: bool | None = None) -> list[Row]:
+    async def fetch(
+        self, sql: str, *args: object, idempotent: bool | None = None, within: float | None = None
+    ) -> list[Row]:
         """All rows. Raises `DatabaseUnavailable`."""
-        return cast(list[Row], await self._run(lambda connection: connection.fetch(sql, *args), sql, idempotent))
+        rows = await self._run(
+            lambda connection: connection.fetch(sql, *args, timeout=within), sql, idempotent, within=within
+        )
+        return cast(list[Row], rows)
 
-    async def fetchrow(self, sql: str, *args: object, idempotent: bool | None = None) -> Row | None:
+    async def fetchrow(
+        self, sql: str, *args: object, idempotent: bool | None = None, within: float | None = None
+    ) -> Row | None:
         """The first row, or None. Raises `DatabaseUnavailable`."""
-        return cast(Row | None, await self._run(lambda connection: connection.fetchrow(sql, *args), sql, idempotent))
+        row = await self._run(
+            lambda connection: connection.fetchrow(sql, *args, timeout=within), sql, idempotent, within=within
+        )
+        return cast(Row | None, row)
 
     async def fetchval(self, sql: str, *args: object, idempotent: bool | None = None) -> Any:
         """The first column of the first row, or None. Raises `DatabaseUnavailable`."""
@@ -232,22 +256,39 @@ class Database:
             raise
         return connection, transaction
 
-    async def _run(self, send: Callable[[Connection], Awaitable[Any]], sql: str, idempotent: bool | None) -> Any:
+    async def _run(
+        self,
+        send: Callable[[Connection], Awaitable[Any]],
+        sql: str,
+        idempotent: bool | None,
+        *,
+        within: float | None = None,
+    ) -> Any:
         if idempotent is None:
             idempotent = sql.lstrip()[:6].upper() == "SELECT"
         sent = False
+        deadline = time.monotonic() + self._patience
 
         async def attempt() -> Any:
             nonlocal sent
             sent = False
-            async with self._open_pool().acquire(timeout=self._patience) as connection:
+            left = max(deadline - time.monotonic(), FIRST_WAIT_SECONDS)
+            async with self._open_pool().acquire(timeout=left) as connection:
                 sent = True
-                return await send(connection)
+                try:
+                    return await send(connection)
+                except TimeoutError:
+                    # No answer at all, not even that of the server's own timeout. Asking it to cancel could hang too.
+                    connection.terminate()
+                    await self._open_pool().expire_connections()
+                    raise
 
         def again(exc: BaseException) -> bool:
             # A timeout that was spent is not spent again, and a full disk does not empty itself.
-            if isinstance(exc, asyncpg.QueryCanceledError | TimeoutError | asyncpg.DiskFullError) and sent:
+            if isinstance(exc, asyncpg.QueryCanceledError | asyncpg.DiskFullError) and sent:
                 return False
+            if isinstance(exc, TimeoutError) and sent:
+                return idempotent and within is not None
             return idempotent or not sent or isinstance(exc, ROLLED_BACK)
 
         return await self._patiently(attempt, again=again)
@@ -276,7 +317,9 @@ class Database:
         return self._pool
 
     def _unavailable(self, exc: BaseException) -> DatabaseUnavailable:
-        return DatabaseUnavailable(f"The database at {place_of(self._dsn)} is not available: {_said(exc)}.")
+        fault = DatabaseUnavailable(f"The database at {place_of(self._dsn)} is not available: {_said(exc)}.")
+        fault.passing = not isinstance(exc, asyncpg.DiskFullError)
+        return fault
 
 
 def _said(exc: BaseException) -> str:

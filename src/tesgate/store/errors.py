@@ -21,6 +21,9 @@ class StoreError(Exception):
 class DatabaseUnavailable(StoreError):
     """PostgreSQL did not answer within the deadline, or the connection was lost in the middle of a write."""
 
+    passing = True
+    """False: it answered that it cannot (a full disk); waiting does not help."""
+
 
 class EmbeddedPostgresError(StoreError):
     """The gateway's own PostgreSQL cannot be started or stopped on this machine."""

@@ -7,6 +7,8 @@ nothing. Each caller gets its answer after the batch returned (after the commit)
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Generic, TypeVar
@@ -18,9 +20,19 @@ __all__ = ["Gather"]
 Request = TypeVar("Request")
 Result = TypeVar("Result")
 
+PAUSE_SECONDS = 0.1
+"""Before a batch that found the database away is sent again."""
+
+_Entry = tuple[Request, asyncio.Future[Result], float]
+"""What is asked, who waits for it, and since when."""
+
 
 class Gather(Generic[Request, Result]):
     """Gathers the calls of one kind.
+
+    A caller that has waited less than `patience` seconds goes into the next batch when its batch finds the database
+    away (`DatabaseUnavailable`): a fault that passes is not worth an error. What is asked must then be harmless to ask
+    twice.
 
     `run_batch` gets one to `max_batch` requests and returns one result for each, in order; an `Exception` in that list
     is raised to its caller alone. If it raises, nothing of the batch may have been stored: the batch is halved until
@@ -37,18 +49,22 @@ class Gather(Generic[Request, Result]):
         *,
         max_batch: int = 500,
         concurrency: int = 2,
+        patience: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._patience = patience
+        self._clock = clock
         self._run_batch = run_batch
         self._max_batch = max_batch
         self._concurrency = concurrency
-        self._waiting: deque[tuple[Request, asyncio.Future[Result]]] = deque()
+        self._waiting: deque[_Entry[Request, Result]] = deque()
         self._under_way: set[asyncio.Task[None]] = set()
 
     async def call(self, request: Request) -> Result:
         """The result for `request`. A caller who is cancelled before its batch left never takes part in it."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
-        self._waiting.append((request, future))
+        self._waiting.append((request, future, self._clock()))
         if len(self._under_way) < self._concurrency:
             # Started now, runs at the loop's next turn: the calls of this turn go along.
             task = loop.create_task(self._drain(), name="gather")
@@ -62,40 +78,46 @@ class Gather(Generic[Request, Result]):
             await asyncio.wait(self._under_way)
 
     async def _drain(self) -> None:
-        batch: list[tuple[Request, asyncio.Future[Result]]] = []
+        batch: list[_Entry[Request, Result]] = []
         try:
             while batch := self._take():
                 await self._answer(batch)
         except BaseException:
             # Only at the end of the event loop: who still waits must not wait for ever.
-            for _, future in (*batch, *self._waiting):
+            for _, future, _ in (*batch, *self._waiting):
                 future.cancel()
             self._waiting.clear()
             raise
 
-    def _take(self) -> list[tuple[Request, asyncio.Future[Result]]]:
-        batch: list[tuple[Request, asyncio.Future[Result]]] = []
+    def _take(self) -> list[_Entry[Request, Result]]:
+        batch: list[_Entry[Request, Result]] = []
         while self._waiting and len(batch) < self._max_batch:
             entry = self._waiting.popleft()
             if not entry[1].done():
                 batch.append(entry)
         return batch
 
-    async def _answer(self, batch: list[tuple[Request, asyncio.Future[Result]]]) -> None:
+    async def _answer(self, batch: list[_Entry[Request, Result]]) -> None:
         try:
-            results = await self._run_batch([request for request, _ in batch])
+            results = await self._run_batch([request for request, _, _ in batch])
         except Exception as exc:
             if len(batch) > 1 and not isinstance(exc, DatabaseUnavailable):
                 middle = len(batch) // 2
                 await self._answer(batch[:middle])
                 await self._answer(batch[middle:])
                 return
-            for _, future in batch:
+            passing = isinstance(exc, DatabaseUnavailable) and exc.passing
+            over = self._clock() - self._patience if passing else math.inf
+            for _, future, _ in (entry for entry in batch if entry[2] <= over):
                 _settle(future, exc)
+            again = [entry for entry in batch if entry[2] > over]
+            if again:
+                self._waiting.extendleft(reversed(again))
+                await asyncio.sleep(PAUSE_SECONDS)
             return
         if len(results) != len(batch):
             results = [RuntimeError(f"a batch of {len(batch)} had {len(results)} results")] * len(batch)
-        for (_, future), result in zip(batch, results, strict=True):
+        for (_, future, _), result in zip(batch, results, strict=True):
             _settle(future, result)
 
 

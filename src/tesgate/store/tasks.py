@@ -6,11 +6,14 @@ not exist.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from itertools import groupby
 from typing import Any
+
+from pydantic_core import to_json
 
 from tesgate.errors import IdempotencyConflict, TaskNotFound
 from tesgate.model.caller import Caller
@@ -24,12 +27,28 @@ from tesgate.store.wakes import Wakes
 
 __all__ = ["TaskStore"]
 
+PATIENCE = 20.0
+"""Seconds after which a client is told that the database is away; the statement under way by then may take its own
+patience more. Workflow engines end a whole run for one 503, so it is worth the wait; those that stop listening after 10
+seconds lose nothing by it."""
+WITHIN = 3.0
+"""Seconds in which a statement on a few rows has its answer, unless server or network hang."""
+WITHIN_WRITE = 6.0
+"""The same where disks must confirm, or many rows are looked at."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Owned:
     owner: str
     group: str | None
     state: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    owner: str
+    group: str | None
+    task: TaskRecord
 
 
 class TaskStore:
@@ -40,9 +59,24 @@ class TaskStore:
         self._ended = ended
         self._database = database
         self._wakes = wakes
-        self._sql = load_queries("tasks")
-        self._inserts: Gather[NewTask, Inserted] = Gather(self._insert_batch, max_batch=200)
-        self._states: Gather[str, _Owned | None] = Gather(self._state_batch, max_batch=500)
+        self._sql = {**load_queries("tasks"), **load_queries("task_reads")}
+        self._inserts: Gather[NewTask, Inserted] = Gather(self._insert_batch, max_batch=200, patience=PATIENCE)
+        self._states: Gather[str, _Owned | None] = Gather(self._state_batch, max_batch=500, patience=PATIENCE)
+        # One by one, but only so many at once: they leave connections to others, and wait for a database that is away.
+        self._cancels: Gather[tuple[Caller, str], str] = Gather(
+            self._cancel, max_batch=1, concurrency=4, patience=PATIENCE
+        )
+        self._lists: Gather[tuple[Caller, ListQuery], list[TaskRecord]] = Gather(
+            self._list, max_batch=1, concurrency=2, patience=PATIENCE
+        )
+        self._slices: Gather[tuple[bool, Sequence[str]], list[_Read]] = Gather(
+            self._slice, max_batch=1, concurrency=2, patience=PATIENCE
+        )
+        # Small batches: documents may be large.
+        self._basic: Gather[str, _Read | None] = Gather(
+            partial(self._task_batch, False), max_batch=32, patience=PATIENCE
+        )
+        self._full: Gather[str, _Read | None] = Gather(partial(self._task_batch, True), max_batch=32, patience=PATIENCE)
 
     # submit
 
@@ -64,21 +98,24 @@ class TaskStore:
             [new.owner for new in batch],
             [new.group for new in batch],
             [new.name or "" for new in batch],
-            [json.dumps(new.document, ensure_ascii=False, separators=(",", ":")) for new in batch],
-            [json.dumps(dict(new.tags), ensure_ascii=False) for new in batch],
-            [json.dumps(list(new.notes), ensure_ascii=False) for new in batch],
+            [to_json(new.document).decode() for new in batch],
+            [to_json(new.tags).decode() for new in batch],
+            [to_json(new.notes).decode() for new in batch],
             [milli(new.need.cpu_cores) for new in batch],
             [new.need.ram_bytes for new in batch],
             [new.need.disk_bytes for new in batch],
             [new.idempotency_key for new in batch],
             [new.body_hash for new in batch],
             idempotent=True,
+            within=WITHIN_WRITE,
         )
         made = {row["id"] for row in rows}
         return [Inserted(new.id, False) if new.id in made else await self._existing(new) for new in batch]
 
     async def _existing(self, new: NewTask) -> Inserted | Exception:
-        row = await self._database.fetchrow(self._sql["find_idempotent"], new.id, new.owner, new.idempotency_key)
+        row = await self._database.fetchrow(
+            self._sql["find_idempotent"], new.id, new.owner, new.idempotency_key, idempotent=True, within=WITHIN
+        )
         if row is None:
             return RuntimeError("a task vanished between its insert and its reading")
         if row["id"] == new.id:
@@ -97,30 +134,45 @@ class TaskStore:
         return owned.state
 
     async def _state_batch(self, batch: Sequence[str]) -> list[_Owned | Exception | None]:
-        rows = await self._database.fetch(self._sql["get_states"], list(set(batch)))
+        rows = await self._database.fetch(self._sql["get_states"], list(set(batch)), within=WITHIN)
         found = {row["id"]: _Owned(row["owner"], row["group"], row["state"]) for row in rows}
         return [found.get(task_id) for task_id in batch]
 
     async def get_task(self, caller: Caller, task_id: str, *, full: bool) -> TaskRecord:
-        """The whole task; tails and system logs only where `full`. Raises `TaskNotFound`."""
-        row = await self._database.fetchrow(self._sql["get_task"], task_id)
-        if row is None or not visible(caller, row["owner"], row["group"]):
+        """The whole task; tails and system logs only where `full`; gathered. Raises `TaskNotFound`."""
+        read = await (self._full if full else self._basic).call(task_id)
+        if read is None or not visible(caller, read.owner, read.group):
             raise TaskNotFound(task_id)
-        attempts = await self._database.fetch(self._sql["get_attempts"], [task_id], full)
-        return _task_record(row, attempts, full=full)
+        return read.task
+
+    async def get_tasks(self, caller: Caller, task_ids: Sequence[str], *, full: bool) -> list[TaskRecord]:
+        """Those of these tasks that there still are, in this order, read by one statement."""
+        found = await self._slices.call((full, task_ids))
+        return [read.task for read in found if visible(caller, read.owner, read.group)]
+
+    async def _slice(self, batch: Sequence[tuple[bool, Sequence[str]]]) -> list[list[_Read] | Exception]:
+        return [[read for read in await self._task_batch(*one) if isinstance(read, _Read)] for one in batch]
+
+    async def _task_batch(self, full: bool, batch: Sequence[str]) -> list[_Read | Exception | None]:
+        rows = await self._database.fetch(self._sql["get_tasks"], list(dict.fromkeys(batch)), full, within=WITHIN_WRITE)
+        found: dict[str, _Read] = {}
+        for task_id, group in groupby(rows, key=lambda row: row["id"]):
+            attempts = list(group)
+            first = attempts[0]
+            told = [] if first["number"] is None else attempts
+            task = _task_record(first, told, notes=first["task_notes"], full=full)
+            found[task_id] = _Read(first["owner"], first["group"], task)
+        return [found.get(task_id) for task_id in batch]
 
     async def list_tasks(self, caller: Caller, query: ListQuery) -> list[TaskRecord]:
-        """One page, newest first: only what `caller` may see."""
+        """Ids and states of one page, newest first: only what `caller` may see. `get_tasks` reads the rest."""
+        return await self._lists.call((caller, query))
+
+    async def _list(self, batch: Sequence[tuple[Caller, ListQuery]]) -> list[list[TaskRecord] | Exception]:
+        ((caller, query),) = batch
         sql, arguments = _list_statement(caller, query)
-        rows = await self._database.fetch(sql, *arguments)
-        if query.view == "MINIMAL":
-            return [TaskRecord(row["id"], row["state"]) for row in rows]
-        full = query.view == "FULL"
-        by_task: dict[str, list[Row]] = {row["id"]: [] for row in rows}
-        if by_task:
-            for attempt in await self._database.fetch(self._sql["get_attempts"], list(by_task), full):
-                by_task[attempt["task_id"]].append(attempt)
-        return [_task_record(row, by_task[row["id"]], full=full) for row in rows]
+        rows = await self._database.fetch(sql, *arguments, within=WITHIN_WRITE)
+        return [[TaskRecord(row["id"], row["state"]) for row in rows]]
 
     async def list_events(self, caller: Caller, task_id: str) -> list[dict[str, Any]]:
         """What was decided about a task, in order. Raises `TaskNotFound`."""
@@ -135,11 +187,21 @@ class TaskStore:
 
         Raises `TaskNotFound`.
         """
+        return await self._cancels.call((caller, task_id))
+
+    async def _cancel(self, batch: Sequence[tuple[Caller, str]]) -> list[str | Exception]:
+        ((caller, task_id),) = batch
         row = await self._database.fetchrow(
-            self._sql["cancel_task"], task_id, caller.admin, caller.subject, list(caller.groups), idempotent=True
+            self._sql["cancel_task"],
+            task_id,
+            caller.admin,
+            caller.subject,
+            list(caller.groups),
+            idempotent=True,
+            within=WITHIN_WRITE,
         )
         if row is None:
-            raise TaskNotFound(task_id)
+            return [TaskNotFound(task_id)]
         if row["changed"]:
             self._wakes.task(task_id)
             if row["agent_id"] is not None:
@@ -147,7 +209,7 @@ class TaskStore:
         state: str = row["state"]
         if row["changed"] and state == "CANCELED":
             self._ended(state)
-        return state
+        return [state]
 
     # the system's own
 
@@ -248,25 +310,22 @@ def _list_statement(caller: Caller, query: ListQuery) -> tuple[str, list[Any]]:
             conditions.append("false")  # one key cannot have two values
     if exact:
         conditions.append(f"tags @> {argument(exact)}::jsonb")
-    columns = "id, state"
-    if query.view != "MINIMAL":
-        columns = "id, state, phase, created_at, document, notes, wait_reason, attempt"
     where = " AND ".join(conditions) or "true"
-    sql = f"SELECT {columns} FROM task WHERE {where} ORDER BY id DESC LIMIT {argument(query.limit)}"  # noqa: S608
+    sql = f"SELECT id, state FROM task WHERE {where} ORDER BY id DESC LIMIT {argument(query.limit)}"  # noqa: S608
     return sql, arguments
 
 
-def _task_record(row: Row, attempts: Sequence[Row], *, full: bool) -> TaskRecord:
+def _task_record(row: Row, attempts: Sequence[Row], *, notes: Sequence[str], full: bool) -> TaskRecord:
     records = [_attempt_record(attempt, full=full) for attempt in attempts]
-    extra = [*row["notes"]]
+    extra = [*notes]
     if row["phase"] == "waiting" and row["wait_reason"]:
         extra.append(row["wait_reason"])
     if full and extra:
         # What was said before the first attempt, and why it waits, stands in the entry that clients read.
         first = records[0] if records else AttemptRecord(number=1)
-        records[:1] = [_with_notes(first, before=row["notes"])]
-        if len(extra) > len(row["notes"]):
-            records[-1:] = [_with_notes(records[-1], after=extra[len(row["notes"]) :])]
+        records[:1] = [_with_notes(first, before=notes)]
+        if len(extra) > len(notes):
+            records[-1:] = [_with_notes(records[-1], after=extra[len(notes) :])]
     return TaskRecord(row["id"], row["state"], row["document"], row["created_at"], tuple(records))
 
 

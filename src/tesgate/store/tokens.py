@@ -8,9 +8,14 @@ from datetime import timedelta
 from typing import Any
 
 from tesgate.store.database import Database
+from tesgate.store.gather import Gather
 from tesgate.store.queries import load_queries
 
 __all__ = ["TokenRow", "TokenStore"]
+
+PATIENCE = 20.0
+"""As in `tesgate.store.tasks`: a client's request waits for a database that is away."""
+WITHIN = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +37,7 @@ class TokenStore:
     def __init__(self, *, database: Database) -> None:
         self._database = database
         self._sql = load_queries("tokens")
+        self._found: Gather[str, TokenRow | None] = Gather(self._find_batch, patience=PATIENCE)
 
     async def create(
         self,
@@ -66,13 +72,18 @@ class TokenStore:
         await self._database.execute(self._sql["replace_token"], name, kind, hash, subject, list(groups), admin, pool)
 
     async def find_token(self, hash: str) -> TokenRow | None:
-        """The token with this SHA-256, if it is neither revoked nor expired."""
-        row = await self._database.fetchrow(self._sql["find_token"], hash)
-        return (
-            None
-            if row is None
-            else TokenRow(row["name"], row["kind"], row["subject"], tuple(row["groups"]), row["admin"], row["pool"])
-        )
+        """The token with this SHA-256, if it is neither revoked nor expired; gathered."""
+        return await self._found.call(hash)
+
+    async def _find_batch(self, batch: Sequence[str]) -> Sequence[TokenRow | Exception | None]:
+        rows = await self._database.fetch(self._sql["find_token"], sorted(set(batch)), within=WITHIN)
+        found = {
+            row["hash"]: TokenRow(
+                row["name"], row["kind"], row["subject"], tuple(row["groups"]), row["admin"], row["pool"]
+            )
+            for row in rows
+        }
+        return [found.get(wanted) for wanted in batch]
 
     async def list(self) -> list[dict[str, Any]]:
         """All tokens, without their hashes."""

@@ -18,17 +18,6 @@ SELECT id, body_hash FROM task WHERE id = $1 OR owner = $2 AND idempotency_key =
 -- Gathered: the owner comes along, so that one statement serves many callers.
 SELECT id, owner, "group", state FROM task WHERE id = ANY($1::text[]);
 
--- name: get_task
-SELECT id, owner, "group", state, phase, created_at, document, notes, wait_reason, attempt FROM task WHERE id = $1;
-
--- name: get_attempts
--- BASIC has no tails and no system logs; they are large and stay where they are.
-SELECT a.task_id, a.number, a.backend, a.reported_at, a.ended_at, a.closed, a.snapshot, a.notes, a.outputs,
-       CASE WHEN $2 THEN l.tails END AS tails
-FROM attempt a LEFT JOIN log l ON $2 AND l.task_id = a.task_id AND l.number = a.number
-WHERE a.task_id = ANY($1::text[])
-ORDER BY a.task_id, a.number;
-
 -- name: cancel_task
 -- protocol: cancel. What nobody has begun and no lease protects ends at once; the rest is CANCELING until it is stopped.
 WITH t AS (

@@ -11,8 +11,9 @@ ON CONFLICT (name) DO UPDATE SET hash = excluded.hash, subject = excluded.subjec
                                  admin = excluded.admin, pool = excluded.pool, revoked_at = NULL, expires_at = NULL;
 
 -- name: find_token
-SELECT name, kind, subject, groups, admin, pool FROM token
-WHERE hash = $1 AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now());
+-- Gathered: many clients share one token.
+SELECT hash, name, kind, subject, groups, admin, pool FROM token
+WHERE hash = ANY($1::text[]) AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now());
 
 -- name: list_tokens
 SELECT name, kind, subject, groups, admin, pool, created_at, expires_at, revoked_at FROM token ORDER BY created_at;
