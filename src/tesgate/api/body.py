@@ -23,7 +23,10 @@ def headers_of(scope: Scope) -> dict[bytes, bytes]:
 
 
 def check_media_type(headers: Mapping[bytes, bytes]) -> None:
-    """Raise `UnsupportedMediaType` for a body that says it is something else than JSON."""
+    """Raise `UnsupportedMediaType` for a body that says it is something else than JSON, or packed."""
+    packed = headers.get(b"content-encoding", b"identity").decode("latin-1").strip().lower()
+    if packed not in ("identity", ""):
+        raise UnsupportedMediaType(f"The body is packed ({packed[:80]}), which is not read here; send it as it is.")
     kind = headers.get(b"content-type", b"").decode("latin-1").partition(";")[0].strip().lower()
     if kind and kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
         raise UnsupportedMediaType(
@@ -59,8 +62,8 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        double = next(name for name in names if names.count(name) > 1)
+        seen: set[str] = set()
+        double = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
         raise BadRequest(f"The body is ambiguous: {double[:80]!r} stands twice in one object; keep one of them.")
     return found
 

@@ -18,6 +18,7 @@ import uvicorn
 from tesgate import __version__
 from tesgate.app.gateway import Gateway
 from tesgate.app.places import DataDir
+from tesgate.app.server import server_of
 from tesgate.app.web import build_app
 from tesgate.config import Settings, check_bind
 from tesgate.control.keeper import Superseded
@@ -33,14 +34,6 @@ log = structlog.get_logger(__name__)
 
 EXIT_SUPERSEDED = 7
 """6 means elsewhere that there is no such task."""
-
-
-class _Server(uvicorn.Server):
-    """Uvicorn without signal handlers of its own: the gateway ends as a whole."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 async def serve(settings: Settings) -> int:
@@ -59,16 +52,7 @@ async def serve(settings: Settings) -> int:
 
 async def _run(gateway: Gateway, listener: socket.socket) -> int:
     settings = gateway.settings
-    server = _Server(
-        uvicorn.Config(
-            build_app(gateway, gateway),
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=round(settings.server.shutdown_grace),
-            lifespan="off",
-        )
-    )
+    server = server_of(build_app(gateway, gateway), settings.server)
     supervisor = gateway.supervise()
     url = settings.server.public_url or _url(listener)
     if settings.agent.start and settings.runtime.engine != "none":

@@ -76,6 +76,18 @@ class ServerSettings(Group):
     shutdown_grace: Seconds = Field(
         default=10.0, description="Longest time that open requests are waited for (seconds)."
     )
+    max_connections: int = Field(
+        default=4096,
+        ge=1,
+        le=1_000_000,
+        description="Clients' connections at most; beyond, an idle one is closed, or the new one answered with 503.",
+    )
+    keep_alive: Seconds = Field(default=65.0, description="How long an idle connection is kept open (seconds).")
+    client_timeout: Seconds = Field(
+        default=30.0,
+        description="How long a client may keep the gateway waiting: for the head of a request, for a body that brings "
+        "less than 1 KiB a second, until it takes an answer (seconds).",
+    )
 
 
 class ServiceSettings(Group):
