@@ -11,9 +11,10 @@ from starlette.types import Receive, Scope
 
 from tesgate.errors import BadRequest, TooLarge, UnsupportedMediaType
 
-__all__ = ["check_media_type", "headers_of", "parse_json", "read_body", "too_large"]
+__all__ = ["check_media_type", "headers_of", "parse_json", "read_body", "storable", "too_large"]
 
 _SUSPECT = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 _MAX_DEPTH = 100
 
 
@@ -93,6 +94,19 @@ def parse_json(body: bytes) -> Any:
     if _SUSPECT.search(body):
         _check_texts(value)
     return value
+
+
+def storable(body: bytes, value: Any) -> Any:
+    """What `body` was decoded to, with U+FFFD for NUL and half surrogates: for messages that must not be refused."""
+    return _cleaned(value) if _SUSPECT.search(body) else value
+
+
+def _cleaned(value: Any) -> Any:
+    if isinstance(value, str):
+        return _UNSTORABLE.sub("\ufffd", value)
+    if isinstance(value, dict):
+        return {_cleaned(key): _cleaned(item) for key, item in value.items()}
+    return [_cleaned(item) for item in value] if isinstance(value, list) else value
 
 
 def _check_depth(value: Any) -> None:

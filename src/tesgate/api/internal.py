@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from tesgate.api.body import storable
 from tesgate.errors import BadRequest, NotFound, TooLarge, Unauthorized
 from tesgate.runner.report import AgentFacts, Answer, PollRequest, Report
 from tesgate.runner.wire import WIRE, WireError, decode, encode
@@ -131,13 +132,19 @@ async def _bytes(request: Request, limit: int) -> bytes:
 
 async def _body(cls: type[T], request: Request) -> T:
     try:
-        value = json.loads(await _bytes(request, MAX_BODY))
+        data = await _bytes(request, MAX_BODY)
+        # A report that could not be stored would be sent again for ever.
+        value = storable(data, json.loads(data.decode("utf-8"), parse_constant=_constant))
         if isinstance(value, dict) and isinstance(wire := value.get("wire", WIRE), int) and wire > WIRE:
             raise BadRequest(f"the message speaks wire {wire}, this gateway {WIRE}: upgrade the gateways first")
         return decode(cls, value)
     except (ValueError, RecursionError) as error:
         detail = error if isinstance(error, WireError) else "not JSON"
         raise BadRequest(f"a message of the wire was expected: {detail}") from None
+
+
+def _constant(word: str) -> Any:
+    raise WireError(f"{word} is no number")
 
 
 def _json(message: Any) -> Response:
