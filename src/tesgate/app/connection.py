@@ -39,6 +39,10 @@ _MAX_AHEAD = 100
 """Requests that wait for the answer to the one before them."""
 _RATE = 1024
 """Bytes a second below which a client counts as standing still."""
+_SILENCE = 1.0
+"""A client that has said nothing for so long makes room for others; what one says at once may lie unread yet."""
+_LINGERING = 64
+"""Clients beyond the bound that are let go in good form; more of them at once may see a reset."""
 _LINGER = 2.0
 """So long a refused client may go on sending, so that it reads the refusal and not a reset."""
 
@@ -141,7 +145,10 @@ class Connection(HttpToolsProtocol):
             return
         self._part = _Part.REFUSED
         transport.write(_answer(HTTPStatus.SERVICE_UNAVAILABLE, _FULL))
-        transport.close()
+        if len(self.connections) <= self.bounds.connections + _LINGERING:
+            transport.write_eof()
+        else:
+            transport.close()
 
     def data_received(self, data: bytes) -> None:
         """Read on, unless the client was refused."""
@@ -357,8 +364,10 @@ class Connection(HttpToolsProtocol):
         return False
 
     def is_idle(self) -> bool:
-        """Whether the client has asked for nothing, or is between two requests."""
-        return self._silent or (self._part is _Part.NOTHING and not self._asked)
+        """Whether the client is between two requests, or has had its time to ask for something."""
+        if self._silent:
+            return self.loop.time() - self._since > _SILENCE
+        return self._part is _Part.NOTHING and not self._asked
 
 
 def _answer(status: HTTPStatus, msg: str) -> bytes:
