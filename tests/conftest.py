@@ -35,7 +35,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for name in beds.NAMES:
             if name != "postgres" and name in needs:
                 item.add_marker(pytest.mark.bed(name))
-        item.add_marker(pytest.mark.xdist_group("docker" if "docker" in needs else item.nodeid.partition("::")[0]))
+        group = item.nodeid.partition("::")[0]
+        if "gateways" in needs:
+            group = "hostile"  # three processes that all its modules share
+        item.add_marker(pytest.mark.xdist_group("docker" if "docker" in needs else group))
 
 
 def _values(item: pytest.Item) -> set[str]:

@@ -61,6 +61,8 @@ def _resolved(document: Any, node: Any) -> Any:
         for part in node["$ref"].removeprefix("#/").split("/"):
             target = target[part]
         node = target
+    if isinstance(node, dict) and "anyOf" in node and "$ref" in node["anyOf"][0]:
+        return _resolved(document, node["anyOf"][0])  # a task, or what view MINIMAL shows of it
     if isinstance(node, dict) and "allOf" in node:
         merged: dict[str, Any] = {}
         for part in node["allOf"]:

@@ -12,9 +12,10 @@ from starlette.types import Receive, Scope
 
 from tesgate.errors import BadRequest, TooLarge, UnsupportedMediaType
 
-__all__ = ["check_media_type", "headers_of", "parse_json", "read_body", "too_large"]
+__all__ = ["check_media_type", "headers_of", "parse_json", "read_body", "storable", "too_large"]
 
 _SUSPECT = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 _MAX_DEPTH = 100
 _KEY = re.compile(rb'"[ \t\r\n]*:')
 
@@ -25,7 +26,10 @@ def headers_of(scope: Scope) -> dict[bytes, bytes]:
 
 
 def check_media_type(headers: Mapping[bytes, bytes]) -> None:
-    """Raise `UnsupportedMediaType` for a body that says it is something else than JSON."""
+    """Raise `UnsupportedMediaType` for a body that says it is something else than JSON, or packed."""
+    packed = headers.get(b"content-encoding", b"identity").decode("latin-1").strip().lower()
+    if packed not in ("identity", ""):
+        raise UnsupportedMediaType(f"The body is packed ({packed[:80]}), which is not read here; send it as it is.")
     kind = headers.get(b"content-type", b"").decode("latin-1").partition(";")[0].strip().lower()
     if kind and kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
         raise UnsupportedMediaType(
@@ -61,8 +65,8 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        double = next(name for name in names if names.count(name) > 1)
+        seen: set[str] = set()
+        double = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
         raise BadRequest(f"The body is ambiguous: {double[:80]!r} stands twice in one object; keep one of them.")
     return found
 
@@ -107,6 +111,19 @@ def _parse_slowly(body: bytes) -> Any:
     if _SUSPECT.search(body):
         _check_texts(value)
     return value
+
+
+def storable(body: bytes, value: Any) -> Any:
+    """What `body` was decoded to, with U+FFFD for NUL and half surrogates: for messages that must not be refused."""
+    return _cleaned(value) if _SUSPECT.search(body) else value
+
+
+def _cleaned(value: Any) -> Any:
+    if isinstance(value, str):
+        return _UNSTORABLE.sub("\ufffd", value)
+    if isinstance(value, dict):
+        return {_cleaned(key): _cleaned(item) for key, item in value.items()}
+    return [_cleaned(item) for item in value] if isinstance(value, list) else value
 
 
 def _count_keys(value: Any) -> int:

@@ -10,20 +10,26 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from tesgate.errors import ClientError, Unavailable
 from tesgate.store.errors import DatabaseUnavailable
 
-__all__ = ["answer_to", "error_response", "install_error_handlers"]
+__all__ = ["answer_to", "error_body", "error_response", "install_error_handlers"]
 
 _LOGGER = "tesgate.api"
 
 _NOT_FOUND = "Nothing lives at this path. TES is at /ga4gh/tes/v1, its description at /docs."
 
 
+def error_body(status_code: int, msg: str) -> bytes:
+    """The one shape, as JSON."""
+    return to_json({"msg": msg, "status_code": int(status_code)})
+
+
 def error_response(status_code: int, msg: str, headers: Mapping[str, str] | None = None) -> Response:
     """Answer with the one shape."""
-    body = to_json({"msg": msg, "status_code": status_code})
+    body = error_body(status_code, msg)
     return Response(body, status_code=status_code, media_type="application/json", headers=dict(headers or {}))
 
 
@@ -47,6 +53,12 @@ async def _validation_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     words = [f"{'.'.join(str(part) for part in item['loc'][1:])}: {item['msg']}" for item in error.errors()[:5]]
     return error_response(400, "; ".join(words) or "The request is not valid.")
+
+
+async def _disconnected(_request: Request, error: Exception) -> Response:
+    """Nobody reads this, and it is no fault of ours."""
+    structlog.get_logger(_LOGGER).debug("client went away", fault=str(error))
+    return error_response(400, "The connection was closed before the body was complete.")
 
 
 async def _database_unavailable(_request: Request, error: Exception) -> Response:
@@ -74,5 +86,6 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(ClientError, _client_error)
     app.add_exception_handler(HTTPException, _http_exception)
     app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(ClientDisconnect, _disconnected)
     app.add_exception_handler(DatabaseUnavailable, _database_unavailable)
     app.add_exception_handler(Exception, _unexpected)

@@ -6,6 +6,7 @@ Lean Starlette routes: these are the hot path of every task, and their bodies ar
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, TypeVar
 
@@ -13,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from tesgate.api.body import storable
 from tesgate.errors import BadRequest, NotFound, TooLarge, Unauthorized
 from tesgate.runner.report import AgentFacts, Answer, PollRequest, Report
 from tesgate.runner.wire import WIRE, WireError, decode, encode
@@ -23,6 +25,9 @@ __all__ = ["InternalContext", "internal_routes"]
 
 MAX_BODY = 64 << 20
 MAX_LOG_CHUNK = 4 << 20
+
+_NUMBER = re.compile(r"[0-9]{1,15}")
+"""Longer ones mean nothing here, and from 4,301 digits on Python refuses them with an error."""
 
 T = TypeVar("T")
 
@@ -70,19 +75,17 @@ def internal_routes(context: Callable[[Request], InternalContext]) -> list[Route
     async def logs(request: Request) -> Response:
         task_id, number = _attempt(context(request), request)
         step, stream = request.path_params["step"], request.path_params["stream"]
-        if not step.isdecimal() or stream not in ("stdout", "stderr"):
-            raise NotFound(f"there is no stream {stream!r} of step {step!r}")
-        try:
-            offset = int(request.query_params.get("offset", "0"))
-        except ValueError:
-            raise BadRequest("offset must be a number of bytes") from None
-        if offset < 0:
-            raise BadRequest("offset must not be negative")
+        if _NUMBER.fullmatch(step) is None or stream not in ("stdout", "stderr"):
+            raise NotFound(f"there is no stream {stream[:20]!r} of step {step[:20]!r}")
+        word = request.query_params.get("offset", "0")
+        if _NUMBER.fullmatch(word) is None:
+            raise BadRequest("offset must be a number of bytes")
+        offset = int(word)
         data = await _bytes(request, MAX_LOG_CHUNK)
         await context(request).write_log(task_id, number, step, stream, offset, data)
         return _json(Answer())
 
-    base = "/internal/v1/attempts/{task}/{number:int}"
+    base = "/internal/v1/attempts/{task}/{number}"
     return [
         Route("/internal/v1/agents", register, methods=["POST"]),
         Route("/internal/v1/agents/poll", poll, methods=["POST"]),
@@ -109,9 +112,12 @@ async def _pool(context: InternalContext, request: Request) -> str:
 
 
 def _attempt(context: InternalContext, request: Request) -> tuple[str, int]:
-    task_id, number = request.path_params["task"], request.path_params["number"]
+    task_id, word = request.path_params["task"], request.path_params["number"]
+    if _NUMBER.fullmatch(word) is None:
+        raise NotFound("attempts are counted from 1")
+    number = int(word)
     if not context.is_attempt_token(_token(request), task_id, number):
-        raise Unauthorized(f"this token does not speak for attempt {number} of task {task_id}")
+        raise Unauthorized(f"this token does not speak for attempt {number} of task {task_id[:64]}")
     return task_id, number
 
 
@@ -126,13 +132,19 @@ async def _bytes(request: Request, limit: int) -> bytes:
 
 async def _body(cls: type[T], request: Request) -> T:
     try:
-        value = json.loads(await _bytes(request, MAX_BODY))
+        data = await _bytes(request, MAX_BODY)
+        # A report that could not be stored would be sent again for ever.
+        value = storable(data, json.loads(data.decode("utf-8"), parse_constant=_constant))
         if isinstance(value, dict) and isinstance(wire := value.get("wire", WIRE), int) and wire > WIRE:
             raise BadRequest(f"the message speaks wire {wire}, this gateway {WIRE}: upgrade the gateways first")
         return decode(cls, value)
     except (ValueError, RecursionError) as error:
         detail = error if isinstance(error, WireError) else "not JSON"
         raise BadRequest(f"a message of the wire was expected: {detail}") from None
+
+
+def _constant(word: str) -> Any:
+    raise WireError(f"{word} is no number")
 
 
 def _json(message: Any) -> Response:

@@ -74,7 +74,6 @@ def logs_router(context: ApiContext) -> APIRouter:
         headers = {
             "accept-ranges": "bytes",
             "content-length": str(found.length),
-            "x-content-type-options": "nosniff",
             "cache-control": "no-store",
         }
         if wanted is not None:

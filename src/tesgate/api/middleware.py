@@ -10,17 +10,22 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import anyio
 from fastapi.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tesgate.api.body import too_large
 from tesgate.api.context import ApiContext
 from tesgate.api.errors import error_response
+from tesgate.errors import Unavailable
 
 __all__ = ["ROUTE", "Gate", "guarded"]
 
 ROUTE = "tesgate.route"
 """Key of the scope under which lean routes leave their template, for metrics."""
+
+_ALWAYS = [(b"x-content-type-options", b"nosniff"), (b"x-frame-options", b"DENY"), (b"referrer-policy", b"no-referrer")]
+"""On every answer: no browser may guess another kind, show it inside somebody's page, or tell where it came from."""
 
 _DRAINED = 4
 """A body up to so many times the limit is read and thrown away, so that the client sees the refusal at all."""
@@ -47,10 +52,13 @@ class Gate:
         status = 500
         started = self._clock()
 
+        begun = False
+
         async def noted(message: Message) -> None:
-            nonlocal status
+            nonlocal status, begun
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, begun = message["status"], True
+                message["headers"] = [*message.get("headers", ()), *_ALWAYS]
             await send(message)
 
         metrics = self._context.metrics
@@ -64,6 +72,13 @@ class Gate:
                 await error_response(fault.status_code, fault.msg, headers)(scope, receive, noted)
             else:
                 await self._app(scope, receive, noted)
+        except anyio.get_cancelled_exc_class():
+            # Only the server cancels: it ends, and its grace is over.
+            if begun:
+                raise
+            with anyio.CancelScope(shield=True):
+                ending = Unavailable("The gateway is ending; send the same request again.")
+                await error_response(ending.status_code, ending.msg, ending.headers)(scope, receive, noted)
         finally:
             metrics.http_open.dec()
             self._observe(scope, status, self._clock() - started)

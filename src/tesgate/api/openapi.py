@@ -39,6 +39,11 @@ def _ref(name: str) -> dict[str, str]:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
+def _shown() -> dict[str, Any]:
+    """A task as it is answered."""
+    return {"anyOf": [_ref("tesTask"), _ref("tesMinimalTask")]}
+
+
 def _schemas() -> dict[str, Any]:
     """Component schemas under the specification's names: ``tesTask`` and so on."""
     models = [model for model in (*_MODELS, common.ErrorBody) if model is not tes.View]
@@ -49,6 +54,15 @@ def _schemas() -> dict[str, Any]:
     )
     made = {f"tes{name}": _tidy(schema) for name, schema in top["$defs"].items()}
     made["tesState"]["readOnly"] = True
+    # The specification has tesTask alone, whose executors are required, and then leaves them out of view MINIMAL.
+    made["tesMinimalTask"] = {
+        "type": "object",
+        "description": "A task in the view `MINIMAL`.",
+        "properties": {"id": {"type": "string"}, "state": _ref("tesState")},
+        "required": ["id", "state"],
+        "additionalProperties": False,
+    }
+    made["tesListTasksResponse"]["properties"]["tasks"]["items"] = _shown()
     return dict(sorted(made.items()))
 
 
@@ -112,7 +126,7 @@ _KEY = {
 def _operation(
     name: str,
     summary: str,
-    answer: str,
+    answer: Mapping[str, Any],
     errors: Mapping[int, str],
     *,
     parameters: list[dict[str, Any]] | None = None,
@@ -128,7 +142,7 @@ def _operation(
         "operationId": name,
         "parameters": parameters or [],
         "responses": {
-            "200": {"description": "Done.", "content": {"application/json": {"schema": _ref(answer)}}},
+            "200": {"description": "Done.", "content": {"application/json": {"schema": answer}}},
             **{
                 str(code): {"description": text, "content": {"application/json": {"schema": _ref("tesErrorBody")}}}
                 for code, text in sorted(words.items())
@@ -145,20 +159,20 @@ def _paths() -> dict[str, Any]:
     unknown = {404: "No such task."}
     return {
         "/service-info": {
-            "get": _operation("GetServiceInfo", "What this service is.", "tesServiceInfo", {}, open_to_all=True)
+            "get": _operation("GetServiceInfo", "What this service is.", _ref("tesServiceInfo"), {}, open_to_all=True)
         },
         "/tasks": {
             "get": _operation(
                 "ListTasks",
                 "List tasks, newest first.",
-                "tesListTasksResponse",
+                _ref("tesListTasksResponse"),
                 {400: "A parameter is wrong."},
                 parameters=_LIST,
             ),
             "post": _operation(
                 "CreateTask",
                 "Create a task. When the answer comes, it is stored.",
-                "tesCreateTaskResponse",
+                _ref("tesCreateTaskResponse"),
                 {
                     400: "The task is not valid.",
                     403: "A page of another origin.",
@@ -174,7 +188,7 @@ def _paths() -> dict[str, Any]:
             "get": _operation(
                 "GetTask",
                 "Get one task.",
-                "tesTask",
+                _shown(),
                 {400: "A parameter is wrong.", **unknown},
                 parameters=[_ID, _VIEW],
             )
@@ -183,7 +197,7 @@ def _paths() -> dict[str, Any]:
             "post": _operation(
                 "CancelTask",
                 "Cancel a task. One that has ended stays as it is.",
-                "tesCancelTaskResponse",
+                _ref("tesCancelTaskResponse"),
                 {403: "A page of another origin.", **unknown},
                 parameters=[_ID],
             )

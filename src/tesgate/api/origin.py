@@ -22,12 +22,12 @@ def check_origin(headers: Mapping[bytes, bytes], settings: Settings) -> None:
     allowed = settings.cors.allow_origins
     if not origin or origin in allowed or "*" in allowed:
         return
-    parts = urlsplit(origin)
-    same = parts.netloc.lower() == headers.get(b"host", b"").decode("latin-1").lower()
+    netloc, name = _split(origin)
+    same = bool(netloc) and netloc == headers.get(b"host", b"").decode("latin-1").lower()
     if same and (settings.auth.mode != "none" or settings.auth.allow_unauthenticated_network):
         return
     # Without authentication a name is not enough: it may be a stranger's that leads to loopback (DNS rebinding).
-    if same and _is_local(parts.hostname or ""):
+    if same and _is_local(name):
         return
     raise Forbidden(
         f"Pages of {origin[:200]} may not do this here; the gateway's operator can allow them with cors.allow_origins."
@@ -42,11 +42,20 @@ def check_browser(headers: Mapping[bytes, bytes], settings: Settings) -> None:
     """
     if b"sec-fetch-site" not in headers or settings.auth.mode != "none" or settings.auth.allow_unauthenticated_network:
         return
-    host = urlsplit("//" + headers.get(b"host", b"").decode("latin-1")).hostname or ""
+    _, host = _split("//" + headers.get(b"host", b"").decode("latin-1"))
     if not _is_local(host):
         raise Forbidden(
             f"Open this gateway as 127.0.0.1 or localhost; {host[:200]!r} is a name that somebody else may own."
         )
+
+
+def _split(url: str) -> tuple[str, str]:
+    """Host with port, and the host's name, in lower case; empty for what is no URL."""
+    try:
+        parts = urlsplit(url)
+        return parts.netloc.lower(), parts.hostname or ""
+    except ValueError:
+        return "", ""
 
 
 def _is_local(host: str) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import resource
 import signal
 import socket
 import sys
@@ -19,6 +18,7 @@ import uvicorn
 from tesgate import __version__
 from tesgate.app.gateway import Gateway
 from tesgate.app.places import DataDir
+from tesgate.app.server import server_of
 from tesgate.app.web import build_app
 from tesgate.config import Settings, check_bind
 from tesgate.control.keeper import Superseded
@@ -36,19 +36,10 @@ EXIT_SUPERSEDED = 7
 """6 means elsewhere that there is no such task."""
 
 
-class _Server(uvicorn.Server):
-    """Uvicorn without signal handlers of its own: the gateway ends as a whole."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
 async def serve(settings: Settings) -> int:
     """Run a gateway until it is told to end; the process's exit code. Raises `ConfigError` with the way out."""
     configure_logging(form=settings.telemetry.log_format, level=settings.telemetry.log_level)
     check_bind(settings.server.host, settings)
-    _allow_open_files(settings.server.max_connections)
     place = DataDir(settings.data_dir)
     place.make()
     try:
@@ -59,31 +50,9 @@ async def serve(settings: Settings) -> int:
         raise ConfigError(str(error)) from error
 
 
-def _allow_open_files(connections: int) -> None:
-    """Raise the soft limit, which is 1,024 in most shells, as far as the hard one lets us."""
-    wanted = connections + 1024
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and hard < wanted:
-        log.warning("few open files are allowed, so fewer connections", limit=hard, wanted=wanted)
-        wanted = hard
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
 async def _run(gateway: Gateway, listener: socket.socket) -> int:
     settings = gateway.settings
-    server = _Server(
-        uvicorn.Config(
-            build_app(gateway, gateway),
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            http="httptools",
-            limit_concurrency=settings.server.max_connections,
-            timeout_graceful_shutdown=round(settings.server.shutdown_grace),
-            lifespan="off",
-        )
-    )
+    server = server_of(build_app(gateway, gateway), settings.server)
     supervisor = gateway.supervise()
     url = settings.server.public_url or _url(listener)
     if settings.agent.start and settings.runtime.engine != "none":

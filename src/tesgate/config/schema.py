@@ -73,13 +73,21 @@ class ServerSettings(Group):
         default=None,
         description="URL under which runners and agents reach this gateway; made from host and port where unset.",
     )
+    shutdown_grace: Seconds = Field(
+        default=10.0, description="Longest time that open requests are waited for (seconds)."
+    )
     max_connections: int = Field(
         default=4096,
         ge=16,
-        description="Connections at most; each open request holds some 30 kB. Beyond it the answer is 503 at once.",
+        le=1_000_000,
+        description="Clients' connections at most, each open request holds some 30 kB; beyond, an idle one is closed, "
+        "or the new one answered with 503.",
     )
-    shutdown_grace: Seconds = Field(
-        default=10.0, description="Longest time that open requests are waited for (seconds)."
+    keep_alive: Seconds = Field(default=65.0, description="How long an idle connection is kept open (seconds).")
+    client_timeout: Seconds = Field(
+        default=30.0,
+        description="How long a client may keep the gateway waiting: for the head of a request, for a body that brings "
+        "less than 1 KiB a second, until it takes an answer (seconds).",
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,16 +50,15 @@ def accept(body: Any, rules: IntakeRules) -> Accepted:
     """
     if not isinstance(body, dict):
         raise BadRequest("The body must be a JSON object: a TES task.")
+    limits = rules.limits
+    for name in ("executors", "inputs", "outputs", "volumes", "tags"):
+        # Before anything looks at each of them.
+        if isinstance(items := body.get(name), list | dict):
+            _count(name, items, getattr(limits, f"max_{name}"))
     try:
         task = _TASK.validate_python({key: value for key, value in body.items() if key not in tes.READ_ONLY})
     except ValidationError as error:
         raise BadRequest(_sentences(error.errors(include_url=False))) from None
-    limits = rules.limits
-    _count("executors", task.executors, limits.max_executors)
-    _count("inputs", task.inputs or (), limits.max_inputs)
-    _count("outputs", task.outputs or (), limits.max_outputs)
-    _count("volumes", task.volumes or (), limits.max_volumes)
-    _count("tags", task.tags or {}, limits.max_tags)
     if not task.executors:
         raise BadRequest("executors: must hold at least one executor; add one with an image and a command")
     _size("name", task.name or "", limits.max_name_bytes)
@@ -88,7 +87,7 @@ def accept(body: Any, rules: IntakeRules) -> Accepted:
     return Accepted(document, tags, _need(task.resources, rules.defaults), notes)
 
 
-def _count(where: str, items: Collection[Any], limit: int) -> None:
+def _count(where: str, items: Sized, limit: int) -> None:
     size = len(items)
     if size > limit:
         raise BadRequest(f"{where}: holds {size} entries, at most {limit} are accepted here; split the task")
@@ -98,6 +97,11 @@ def _size(where: str, text: str, limit: int) -> None:
     # A character is at most four bytes: most texts need no encoding to be seen to fit.
     if len(text) * 4 > limit and len(text.encode()) > limit:
         raise BadRequest(f"{where}: is longer than the {limit} bytes that are accepted here; shorten it")
+
+
+def _url(where: str, url: str) -> None:
+    if "%00" in url and url[:5].lower() == "file:":
+        raise BadRequest(f"{where}: holds a NUL character (%00), which no name of a file can have; remove it")
 
 
 def _path(where: str, path: str, limits: Limits) -> str:
@@ -152,6 +156,7 @@ def _inputs(inputs: Iterable[tes.Input], limits: Limits) -> None:
         if item.content is None:
             if item.url is None:
                 raise BadRequest(f"{where}.url: is missing; give the url of the file, or its content")
+            _url(f"{where}.url", item.url)
             continue
         if not item.content and item.url is not None:
             # "If content is not empty, url must be ignored": an empty one beside a url says nothing.
@@ -165,6 +170,7 @@ def _inputs(inputs: Iterable[tes.Input], limits: Limits) -> None:
 def _output(where: str, output: tes.Output, limits: Limits) -> None:
     if not output.url:
         raise BadRequest(f"{where}.url: must not be empty; say where to store the output")
+    _url(f"{where}.url", output.url)
     _path(f"{where}.path", output.path, limits)
     if output.type is None:
         output.type = tes.FileType.FILE

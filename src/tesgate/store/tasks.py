@@ -231,7 +231,8 @@ class TaskStore:
     async def note_reasons(self, reasons: Mapping[str, str]) -> None:
         """Write down why tasks wait."""
         if reasons:
-            await self._database.execute(self._sql["note_reasons"], list(reasons), list(reasons.values()))
+            sentences = [_storable(text) for text in reasons.values()]
+            await self._database.execute(self._sql["note_reasons"], list(reasons), sentences)
 
     async def refuse(self, refused: Mapping[str, tuple[int, str]]) -> None:
         """End waiting tasks (id to version and sentence) that nothing here can ever run, in SYSTEM_ERROR."""
@@ -240,7 +241,7 @@ class TaskStore:
                 self._sql["refuse_waiting"],
                 list(refused),
                 [version for version, _ in refused.values()],
-                [sentence for _, sentence in refused.values()],
+                [_storable(sentence) for _, sentence in refused.values()],
             )
 
     async def end_pending(self) -> list[str]:
@@ -363,3 +364,11 @@ def _attempt_record(row: Row, *, full: bool) -> AttemptRecord:
 def _time(moment: datetime | None) -> str | None:
     """RFC 3339 in UTC."""
     return None if moment is None else moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def _storable(text: str) -> str:
+    """PostgreSQL holds no NUL and no half surrogate (the bytes of a file's name that are not UTF-8).
+
+    A sentence that quotes one would end the statement, and with it the queue of everybody.
+    """
+    return text.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()
