@@ -38,6 +38,7 @@ from tesgate.store.agents import AgentStore
 from tesgate.store.attempts import AttemptStore, Holder, Start
 from tesgate.store.errors import StoreError
 from tesgate.store.listener import Listener, Notifier
+from tesgate.store.refusals import refusals
 from tesgate.store.replicas import ReplicaStore
 from tesgate.store.tasks import TaskStore
 from tesgate.store.tokens import TokenStore
@@ -121,9 +122,10 @@ class Gateway:
     async def open(cls, settings: Settings, place: DataDir) -> AsyncIterator[Gateway]:
         """Database, schema, deployment, and this replica's next epoch. The data directory must be locked."""
         async with open_database(settings, place) as opened:
-            holder = await ReplicaStore(database=opened.database).enter(
-                place.replica_id(), host=socket.gethostname(), roles=settings.roles
-            )
+            with refusals(opened.database):
+                holder = await ReplicaStore(database=opened.database).enter(
+                    place.replica_id(), host=socket.gethostname(), roles=settings.roles
+                )
             yield cls(settings=settings, place=place, opened=opened, holder=holder)
 
     # for the internal routes

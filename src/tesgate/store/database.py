@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -29,8 +30,14 @@ if TYPE_CHECKING:  # the stubs have a parameter that the class has not
 else:
     Connection = PoolConnectionProxy
 
+OLDEST = 15
+"""The oldest major version of PostgreSQL that the statements were tried on."""
+CONNECTIONS_BESIDE = 2
+"""That a process uses beside its pool: the one that listens, and a command such as `tesgate token`."""
+
 FIRST_WAIT_SECONDS = 0.05
 LONGEST_WAIT_SECONDS = 1.0
+SAY_AGAIN_SECONDS = 10.0
 
 LOST = (
     OSError,  # ConnectionError and TimeoutError among them
@@ -103,6 +110,7 @@ class Database:
         self._patience = patience
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._min_size, self._max_size = min_size, max_size
+        self._said_at = -math.inf
         self._connect_options: dict[str, Any] = {
             "statement_cache_size": statement_cache_size,
             # The server gives up first; this is for a network that says nothing any more.
@@ -162,7 +170,44 @@ class Database:
             asyncpg.InsufficientPrivilegeError,
             asyncpg.ClientConfigurationError,
         ) as exc:
-            raise StoreError(f"The database at {place_of(self._dsn)} refuses us: {exc}. See database_url.") from exc
+            raise StoreError(
+                f"The database at {place_of(self._dsn)} refuses us: {_said(exc)}. Correct user, password or database "
+                "name in database_url, or let this user in (pg_hba.conf, GRANT CONNECT)."
+            ) from exc
+        except DatabaseUnavailable as exc:
+            raise DatabaseUnavailable(
+                f"{exc} It was waited for {deadline:g} s: start it, or correct database_url."
+            ) from exc
+        try:
+            await self._look()
+        except BaseException:
+            await self.close()
+            raise
+
+    async def _look(self) -> None:
+        """Raises `StoreError` for a server that is too old; says where it has fewer connections than we may want."""
+        row = await self.fetchrow(
+            "SELECT current_setting('server_version') AS version, current_setting('server_version_num')::int AS number,"
+            " least(current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int,"
+            "       nullif((SELECT rolconnlimit FROM pg_roles WHERE rolname = current_user), -1),"
+            "       nullif((SELECT datconnlimit FROM pg_database WHERE datname = current_database()), -1)) AS allowed"
+        )
+        if row is None:
+            return
+        if row["number"] < OLDEST * 10_000:
+            raise StoreError(
+                f"The database at {place_of(self._dsn)} is PostgreSQL {row['version']}, and tesgate needs {OLDEST} or "
+                "newer: upgrade it, or give another one with database_url."
+            )
+        wanted = self._max_size + CONNECTIONS_BESIDE
+        if row["allowed"] < wanted:
+            logger.warning(
+                "the database at %s allows %d connections in all and this process may want %d: lower "
+                "database.max_size, or raise max_connections (or the role's CONNECTION LIMIT)",
+                place_of(self._dsn),
+                row["allowed"],
+                wanted,
+            )
 
     async def close(self) -> None:
         """Return what is in use, then close every connection; after five seconds without waiting. Idempotent."""
@@ -266,9 +311,15 @@ class Database:
                     raise
                 if not again(exc) or time.monotonic() + wait > deadline:
                     raise self._unavailable(exc) from exc
-                logger.info("the database is away, trying again: %s", _said(exc))
+                self._say_away(exc)
             await anyio.sleep(wait)
             wait = min(wait * 2, LONGEST_WAIT_SECONDS)
+
+    def _say_away(self, exc: BaseException) -> None:
+        """A line now and then, however many calls wait."""
+        if time.monotonic() - self._said_at >= SAY_AGAIN_SECONDS:
+            self._said_at = time.monotonic()
+            logger.warning("the database at %s is away, trying again: %s", place_of(self._dsn), _said(exc))
 
     def _open_pool(self) -> asyncpg.Pool[asyncpg.Record]:
         if self._pool is None:
