@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 from urllib.parse import urlsplit
@@ -18,7 +19,7 @@ from asyncpg.pool import PoolConnectionProxy
 
 from tesgate.store.errors import DatabaseUnavailable, StoreError
 
-__all__ = ["Connection", "Database", "Row", "is_fault", "place_of", "prepare_connection"]
+__all__ = ["Connection", "Database", "Row", "Usage", "is_fault", "place_of", "prepare_connection"]
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +85,36 @@ async def prepare_connection(connection: asyncpg.Connection[Any] | Connection) -
         )
 
 
+@dataclass
+class Usage:
+    """What the pool went through since the start, for the metrics."""
+
+    waiting: int = 0
+    """Calls that wait for a connection now."""
+    waits: int = 0
+    seconds: float = 0.0
+    """Waited for connections in all."""
+    outlived: int = 0
+    """Calls that met a fault of the database and had their answer in the end."""
+    given_up: int = 0
+    """Calls that did not."""
+
+    def wait(self) -> Callable[[], None]:
+        """A call begins to wait; call the result when it has its connection, and again at the end."""
+        began: float | None = time.monotonic()
+        self.waiting += 1
+
+        def done() -> None:
+            nonlocal began
+            if began is not None:
+                self.waiting -= 1
+                self.waits += 1
+                self.seconds += time.monotonic() - began
+                began = None
+
+        return done
+
+
 class Database:
     """A pool of connections. ``async with Database(dsn) as database``, or `open` and `close`.
 
@@ -111,6 +142,7 @@ class Database:
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._min_size, self._max_size = min_size, max_size
         self._said_at = -math.inf
+        self.usage = Usage()
         self._connect_options: dict[str, Any] = {
             "statement_cache_size": statement_cache_size,
             # The server gives up first; this is for a network that says nothing any more.
@@ -267,7 +299,11 @@ class Database:
 
     async def _begin(self, isolation: str | None) -> tuple[Connection, Any]:
         pool = self._open_pool()
-        connection = await pool.acquire(timeout=self._patience)
+        done = self.usage.wait()
+        try:
+            connection = await pool.acquire(timeout=self._patience)
+        finally:
+            done()
         try:
             transaction = connection.transaction(isolation=cast(Any, isolation))
             await transaction.start()
@@ -285,9 +321,14 @@ class Database:
         async def attempt() -> Any:
             nonlocal sent
             sent = False
-            async with self._open_pool().acquire(timeout=self._patience) as connection:
-                sent = True
-                return await send(connection)
+            done = self.usage.wait()
+            try:
+                async with self._open_pool().acquire(timeout=self._patience) as connection:
+                    done()
+                    sent = True
+                    return await send(connection)
+            finally:
+                done()
 
         def again(exc: BaseException) -> bool:
             # A timeout that was spent is not spent again, and a full disk does not empty itself.
@@ -302,16 +343,21 @@ class Database:
     ) -> T:
         deadline = time.monotonic() + (self._patience if patience is None else patience)
         wait = FIRST_WAIT_SECONDS
+        repeated = False
         while True:
             try:
-                return await call()
+                result = await call()
+                self.usage.outlived += repeated
+                return result
             except (*LOST, *ROLLED_BACK, asyncpg.InterfaceError) as exc:
                 fault = is_fault(exc)
                 if not fault and not isinstance(exc, ROLLED_BACK):
                     raise
                 if not again(exc) or time.monotonic() + wait > deadline:
+                    self.usage.given_up += 1
                     raise self._unavailable(exc) from exc
                 self._say_away(exc)
+                repeated = True
             await anyio.sleep(wait)
             wait = min(wait * 2, LONGEST_WAIT_SECONDS)
 
