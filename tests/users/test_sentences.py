@@ -297,7 +297,9 @@ async def test_a_database_that_is_not_there(given: Given) -> None:
 
 
 async def test_an_empty_database(empty: Given) -> None:
-    assert "The database is empty: run `tesgate migrate` once" in empty.said(empty.url)
+    assert "behind this version (next: 0001_spine): run `tesgate migrate` once, then start again" in empty.said(
+        empty.url
+    )
 
 
 @pytest.mark.parametrize("table", ["task (id int)", "schema_migration (version text)"])

@@ -131,8 +131,6 @@ async def check_schema(database: Database, migrations: Sequence[Migration] | Non
             "The database holds tables of another program and none of tesgate's: give tesgate a database of its own "
             "with database_url."
         )
-    if missing and not rows:
-        raise SchemaMismatch("The database is empty: run `tesgate migrate` once, then start again.")
     if missing:
         raise SchemaMismatch(
             f"The database's schema is {len(missing)} step{'s' if len(missing) > 1 else ''} behind this version "
