@@ -63,6 +63,8 @@ clean: ## remove the virtual environment and the caches
 $(READY): requirements/dev.lock pyproject.toml $(wildcard hatch_build.py) $(wildcard src/tesgate/runner/exec/*.c)
 	@[ -n "$(PYTHON)" ] || [ -x $(PY) ] || { echo "tesgate needs Python 3.11 or newer: install it (apt-get install python3.11)" \
 		"or name one (make PYTHON=/path/to/python3)." >&2; exit 1; }
+	@[ -x $(PY) ] || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "tesgate needs Python 3.11 or newer, and $(PYTHON) is not: name another (make PYTHON=/path/to/python3)." >&2; exit 1; }
 	@[ -x $(PY) ] && $(PY) -c 'import pip' 2>/dev/null || { rm -rf $(VENV); $(PYTHON) -m venv $(VENV); } || { \
 		rm -rf $(VENV); echo "$(PYTHON) cannot make virtual environments: install its venv package" \
 		"(apt-get install python3-venv)." >&2; exit 1; }

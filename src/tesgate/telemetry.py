@@ -1,4 +1,4 @@
-"""What the gateway tells about itself: structured logs without secrets, and Prometheus metrics."""
+"""What the gateway tells about itself: structured logs without secrets, and (`tesgate.metrics`) numbers."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import logging
 import re
 import sys
 from collections.abc import Mapping, MutableMapping
-from dataclasses import dataclass, field
 from typing import Any, Literal, TextIO
 
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from tesgate.metrics import Metrics
 
 __all__ = ["Metrics", "configure_logging", "redact", "redact_url"]
 
@@ -123,66 +122,3 @@ def configure_logging(
     logging.getLogger("asyncpg").setLevel(logging.ERROR)
     for name in ("httpx", "httpcore", "asyncio", "urllib3"):
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Metrics:
-    """All that Prometheus can ask for, in a registry of its own (two gateways in one process do not mix)."""
-
-    registry: CollectorRegistry = field(default_factory=CollectorRegistry)
-    tasks_submitted: Counter = field(init=False)
-    """Tasks stored by this replica."""
-    tasks_total: Counter = field(init=False)
-    """Tasks that reached a state, by ``state`` and ``backend``."""
-    tasks: Gauge = field(init=False)
-    """Tasks that have not ended, by ``state`` and ``backend`` of the current attempt (``none`` before one)."""
-    queue_age: Gauge = field(init=False)
-    """Age of the oldest waiting task (seconds)."""
-    attempts_total: Counter = field(init=False)
-    """Attempts that ended, by ``verdict`` and ``backend``."""
-    loop_lag: Gauge = field(init=False)
-    """How late the event loop is (seconds)."""
-    loop_errors: Counter = field(init=False)
-    """Iterations of a control loop that failed, by ``loop``."""
-    http_seconds: Histogram = field(init=False)
-    """Duration of requests, by ``method``, ``route`` and ``status``."""
-    http_open: Gauge = field(init=False)
-    """Requests that are being answered."""
-    pool_connections: Gauge = field(init=False)
-    """Connections to PostgreSQL, by ``state`` (``used``, ``idle``)."""
-    agents: Gauge = field(init=False)
-    """Agents, by ``pool`` and ``state``."""
-    room: Gauge = field(init=False)
-    """What agents offer and what is taken, by ``pool``, ``kind`` (``cpu_cores``, ``ram_bytes``, ``disk_bytes``) and
-    ``use`` (``capacity``, ``used``)."""
-
-    def __post_init__(self) -> None:
-        def put(name: str, made: Counter | Gauge | Histogram) -> None:
-            object.__setattr__(self, name, made)
-
-        to = self.registry
-        put("tasks_submitted", Counter("tesgate_tasks_submitted", "Tasks stored by this replica", registry=to))
-        put("tasks_total", Counter("tesgate_tasks", "Tasks that reached a state", ["state", "backend"], registry=to))
-        put("tasks", Gauge("tesgate_tasks_now", "Tasks now", ["state", "backend"], registry=to))
-        put("queue_age", Gauge("tesgate_queue_age_seconds", "Age of the oldest waiting task", registry=to))
-        put("attempts_total", Counter("tesgate_attempts", "Attempts that ended", ["verdict", "backend"], registry=to))
-        put("loop_lag", Gauge("tesgate_loop_lag_seconds", "How late the event loop is", registry=to))
-        put("loop_errors", Counter("tesgate_loop_errors", "Iterations that failed", ["loop"], registry=to))
-        put(
-            "http_seconds",
-            Histogram(
-                "tesgate_http_request_seconds",
-                "Duration of requests",
-                ["method", "route", "status"],
-                buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
-                registry=to,
-            ),
-        )
-        put("http_open", Gauge("tesgate_http_requests_open", "Requests that are being answered", registry=to))
-        put("pool_connections", Gauge("tesgate_database_connections", "Connections", ["state"], registry=to))
-        put("agents", Gauge("tesgate_agents", "Agents", ["pool", "state"], registry=to))
-        put("room", Gauge("tesgate_room", "What agents offer and what is taken", ["pool", "kind", "use"], registry=to))
-
-    def render(self) -> tuple[bytes, str]:
-        """The page for Prometheus, and its media type."""
-        return generate_latest(self.registry), CONTENT_TYPE_LATEST

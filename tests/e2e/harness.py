@@ -77,6 +77,8 @@ class Gateway:
         self.crash = base / "crash"
         self.log_path = base / "serve.log"
         self.process: subprocess.Popen[bytes] | None = None
+        self.before: list[str] = []
+        """A program that turns itself into what follows, such as ``setpriv …``."""
         self.client = httpx.Client(timeout=20, trust_env=False)
         environment = {name: value for name, value in os.environ.items() if not name.startswith("TESGATE_")}
         for name, value in {**SETTINGS, "RUNTIME__DOCKER_SOCKET": socket, **settings}.items():
@@ -88,7 +90,8 @@ class Gateway:
     def start(self) -> Gateway:
         """Start it, and return when it answers."""
         out = self.log_path.with_suffix(".out")
-        command = [sys.executable, "-m", "tesgate.cli", "serve", "--port", str(self.port), "--runtime", self.runtime]
+        command = [*self.before, sys.executable, "-m", "tesgate.cli", "serve"]
+        command += ["--port", str(self.port), "--runtime", self.runtime]
         command += ["--data-dir", str(self.data), "--file-root", str(self.files)]
         with out.open("wb") as stdout, self.log_path.open("ab") as stderr:
             self.process = subprocess.Popen(

@@ -76,10 +76,10 @@ def test_every_fault_is_named_with_its_fix(tmp_path, monkeypatch) -> None:
         "set it with --port, TESGATE_SERVER__PORT or server.port in the file" in lines
     )
     assert "auth.mode: must be 'none' or 'tokens' (you gave basic)" in text
-    assert "sevrer: there is no such setting; did you mean 'server'?" in text
+    assert "sevrer: there is no such setting (did you mean 'server'?)" in text
     assert "limits.max_content_bytes: must be at least 131072" in text
     assert "file_roots[0].path: must be an absolute path" in text
-    assert "retries.max_atempts: there is no such setting; did you mean 'max_attempts'?" in text
+    assert "retries.max_atempts: there is no such setting (did you mean 'max_attempts'?)" in text
     assert "file_roots[0].name: must look like" in text
     assert len(lines) == 7
 
@@ -89,7 +89,7 @@ def test_faults_of_the_sources_themselves(tmp_path, monkeypatch) -> None:
     assert "is not YAML in line 3" in faults(config=write(tmp_path, "a: 1\nb: [\n"))[0]
     assert "must hold settings" in faults(config=write(tmp_path, "- a\n"))[0]
     monkeypatch.setenv("TESGATE_SEVER__PORT", "1")
-    assert faults() == ["TESGATE_SEVER__PORT: there is no group 'sever'; did you mean 'server'?"]
+    assert faults() == ["TESGATE_SEVER__PORT: there is no group 'sever' (did you mean 'server'?); remove or correct it"]
     monkeypatch.delenv("TESGATE_SEVER__PORT")
     monkeypatch.setenv("TESGATE_FILE_ROOTS", "[")
     assert faults()[0].startswith("TESGATE_FILE_ROOTS: ")

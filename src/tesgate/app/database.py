@@ -12,6 +12,7 @@ from tesgate.store.database import Database
 from tesgate.store.deployment import claim_deployment
 from tesgate.store.embedded import EmbeddedPostgres
 from tesgate.store.migrations import migrate, prepare_schema
+from tesgate.store.refusals import refusals
 
 __all__ = ["Opened", "open_database", "open_for_migration"]
 
@@ -31,23 +32,31 @@ async def open_database(settings: Settings, place: DataDir) -> AsyncIterator[Ope
     """Start or find PostgreSQL, migrate the embedded one (others only by `tesgate migrate`), and check whose it is."""
     key = place.secret_key(settings)
     async with _connected(settings, place) as (database, embedded):
-        await prepare_schema(database, automatic=embedded is not None)
-        deployment = await claim_deployment(database, deployment_id=settings.deployment_id, secret=key)
+        with refusals(database):
+            await prepare_schema(database, automatic=embedded is not None)
+            deployment = await claim_deployment(database, deployment_id=settings.deployment_id, secret=key)
         yield Opened(database, deployment, key, embedded)
 
 
 async def open_for_migration(settings: Settings, place: DataDir) -> list[str]:
     """Bring the schema to this version; the steps that were taken."""
     async with _connected(settings, place) as (database, _):
-        return [str(step) for step in await migrate(database)]
+        with refusals(database):
+            return [str(step) for step in await migrate(database)]
 
 
 @asynccontextmanager
 async def _connected(settings: Settings, place: DataDir) -> AsyncIterator[tuple[Database, EmbeddedPostgres | None]]:
     pool = settings.database
 
-    def database(url: str) -> Database:
-        return Database(url, min_size=pool.min_size, max_size=pool.max_size, statement_timeout=pool.command_timeout)
+    @asynccontextmanager
+    async def database(url: str) -> AsyncIterator[Database]:
+        made = Database(url, min_size=pool.min_size, max_size=pool.max_size, statement_timeout=pool.command_timeout)
+        await made.open(deadline=pool.start_timeout)
+        try:
+            yield made
+        finally:
+            await made.close()
 
     if settings.database_url is not None:
         async with database(settings.database_url) as opened:

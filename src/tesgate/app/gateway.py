@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
@@ -27,22 +27,24 @@ from tesgate.control.observer import Observer
 from tesgate.control.supervisor import Supervisor, repeat
 from tesgate.control.watchers import SilenceWatcher, watch_backend
 from tesgate.errors import Gone
+from tesgate.metrics import Metrics, Sample
 from tesgate.model.intake import IntakeRules
 from tesgate.model.planning import GB, Need, PlanSettings, build_plan
 from tesgate.model.retries import Retries
 from tesgate.runner.plan import Plan, RunAs, UrlPolicy
 from tesgate.services.attempts import AttemptService, Policy
 from tesgate.services.tasks import Tasks
+from tesgate.services.timing import Timing
 from tesgate.storage.workspace import Stream, Workspace
 from tesgate.store.agents import AgentStore
-from tesgate.store.attempts import AttemptStore, Holder, Start
+from tesgate.store.attempts import Assigned, AttemptStore, Holder, Start
 from tesgate.store.errors import StoreError
 from tesgate.store.listener import Listener, Notifier
+from tesgate.store.refusals import refusals
 from tesgate.store.replicas import ReplicaStore
 from tesgate.store.tasks import TaskStore
 from tesgate.store.tokens import TokenStore
 from tesgate.store.wakes import CHANNELS, Wakes
-from tesgate.telemetry import Metrics
 
 __all__ = ["LOCAL_AGENT", "Gateway"]
 
@@ -98,6 +100,7 @@ class Gateway:
             longest=timedelta(seconds=settings.retries.backoff_max),
         )
         self._grace = timedelta(seconds=control.cancel_grace)
+        self._timing = Timing(metrics=self.metrics)
         self.attempt_service = AttemptService(
             agents=self._agents,
             attempts=self._attempts,
@@ -111,6 +114,7 @@ class Gateway:
             ),
             plan_for=self._plan_for,
             metrics=self.metrics,
+            timing=self._timing,
         )
         self._plan_settings = _plan_settings(settings, opened.deployment)
         self.agent_trouble: Callable[[], str] = lambda: ""
@@ -121,9 +125,10 @@ class Gateway:
     async def open(cls, settings: Settings, place: DataDir) -> AsyncIterator[Gateway]:
         """Database, schema, deployment, and this replica's next epoch. The data directory must be locked."""
         async with open_database(settings, place) as opened:
-            holder = await ReplicaStore(database=opened.database).enter(
-                place.replica_id(), host=socket.gethostname(), roles=settings.roles
-            )
+            with refusals(opened.database):
+                holder = await ReplicaStore(database=opened.database).enter(
+                    place.replica_id(), host=socket.gethostname(), roles=settings.roles
+                )
             yield cls(settings=settings, place=place, opened=opened, holder=holder)
 
     # for the internal routes
@@ -142,6 +147,7 @@ class Gateway:
         if offset == 0 and not await self.attempt_service.knows(task_id, number):
             raise Gone(f"attempt {number} of task {task_id} is not known any more")
         await self.workspace.write_at(task_id, number, int(step), stream, offset, data)
+        self.metrics.log_bytes.inc(len(data))
 
     # for probes
 
@@ -209,7 +215,9 @@ class Gateway:
             metrics=self.metrics,
             database=self._database,
             backends=list(backends),
+            places={"data": self.place.path},
         )
+        self.metrics.add_source(lambda: self._standing(drivers))
         supervisor.add("observer", lambda: self._repeat("observer", observer.once, timedelta(seconds=5)))
         supervisor.add("loop-lag", observer.watch_lag)
         days = settings.retention.log_days
@@ -224,6 +232,10 @@ class Gateway:
             self._control_loops(supervisor, keeper, drivers, pool, backends)
         return supervisor
 
+    def _standing(self, drivers: Drivers) -> Iterator[Sample]:
+        yield "trust_seconds", "How long this replica may still act on what it holds", self._trust.left()
+        yield "attempts_followed", "Attempts that this replica follows", len(drivers)
+
     def _control_loops(
         self,
         supervisor: Supervisor,
@@ -234,12 +246,17 @@ class Gateway:
     ) -> None:
         settings, control = self.settings, self.settings.control
         self.wakes.follow_tasks(tell=drivers.tell, ended=drivers.ended)
+
+        def assigned(given: Sequence[Assigned]) -> None:
+            self._timing.assigned(given)
+            drivers.assigned(given)
+
         dispatcher = Dispatcher(
             tasks=self._task_store,
             attempts=self._attempts,
             agents=self._agents,
             trust=self._trust,
-            assigned=drivers.assigned,
+            assigned=assigned,
             prefix=f"tg-{self.deployment}-",
             known_roots=[(str(root.path), root.writable) for root in settings.file_roots],
             pool=settings.agent.pool,
@@ -254,6 +271,7 @@ class Gateway:
             tick=min(AGENT_TICK, timedelta(seconds=control.agent_lost_after) / 4),
             lost_after=timedelta(seconds=control.agent_lost_after),
             answering=lambda: not self.wakes.closing,
+            lost=self.metrics.agents_lost.inc,
         )
         janitor = Janitor(
             tasks=self._task_store,
@@ -299,8 +317,13 @@ class Gateway:
         *,
         ticket: Callable[[], anyio.Event] | None = None,
     ) -> None:
+        async def noted() -> bool | None:
+            again = await once()
+            self.metrics.loop_success.labels(name).set_to_current_time()
+            return again
+
         await repeat(
-            name, once, interval, ticket=ticket, failed=lambda loop: self.metrics.loop_errors.labels(loop).inc()
+            name, noted, interval, ticket=ticket, failed=lambda loop: self.metrics.loop_errors.labels(loop).inc()
         )
 
     # the laptop's agent

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import secrets
@@ -10,10 +11,14 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import structlog
+
 from tesgate.config import Settings
 from tesgate.errors import ConfigError
 
 __all__ = ["DataDir"]
+
+log = structlog.get_logger(__name__)
 
 
 class DataDir:
@@ -34,9 +39,29 @@ class DataDir:
             probe.write_bytes(b"x")
             probe.unlink()
         except OSError as error:
-            raise ConfigError(
-                f"data_dir: {self.path} cannot be written ({error.strerror}); give another one with --data-dir"
-            ) from None
+            raise ConfigError(self._unusable(error)) from None
+
+    def fault(self) -> str:
+        """Why `make` would fail, without making anything; empty where it would not."""
+        above = next((path for path in (self.path, *self.path.absolute().parents) if path.exists()), Path("/"))
+        if not above.is_dir():
+            return self._unusable(NotADirectoryError(errno.ENOTDIR, ""))
+        if not os.access(above, os.W_OK | os.X_OK):
+            return self._unusable(PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+        return ""
+
+    def _unusable(self, error: OSError) -> str:
+        other = "give another one with --data-dir"
+        if error.errno in (errno.ENOTDIR, errno.EEXIST):
+            return f"data_dir: {self.path} is not a directory, or lies below a file; {other}"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return f"data_dir: the disk that holds {self.path} is full; free some space, or {other}"
+        if error.errno in (errno.EACCES, errno.EPERM):
+            return (
+                f"data_dir: {self.path} cannot be written by {_whoami()} ({error.strerror}); run tesgate as its owner, "
+                f"change its owner or mode, or {other}"
+            )
+        return f"data_dir: {self.path} cannot be written ({error.strerror}); {other}"
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -77,6 +102,15 @@ class DataDir:
             )
         return key
 
+    def warn_of_open_secrets(self, settings: Settings) -> None:
+        """Files with secrets that every user of this machine may read: said, and left to the operator."""
+        named = {"auth.tokens_file": settings.auth.tokens_file, "secret_key_file": settings.secret_key_file}
+        for name, path in named.items():
+            if path is not None and path.exists() and path.stat().st_mode & 0o007:
+                log.warning(
+                    f"{name} is open to every user of this machine; close it with `chmod o= FILE`", file=str(path)
+                )
+
     def write_private(self, path: Path, content: str) -> None:
         """Replace a file of ours, readable for us alone, in one step."""
         fresh = path.with_name(path.name + ".new")
@@ -97,3 +131,7 @@ class DataDir:
             finally:
                 fresh.unlink()
         return path.read_bytes()
+
+
+def _whoami() -> str:
+    return f"user {os.geteuid()}" if os.geteuid() else "root"

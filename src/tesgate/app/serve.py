@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
+import resource
 import signal
 import socket
 import sys
@@ -18,6 +20,7 @@ import uvicorn
 from tesgate import __version__
 from tesgate.app.gateway import Gateway
 from tesgate.app.places import DataDir
+from tesgate.app.ports import who_listens
 from tesgate.app.server import server_of
 from tesgate.app.web import build_app
 from tesgate.config import Settings, check_bind
@@ -35,13 +38,19 @@ log = structlog.get_logger(__name__)
 EXIT_SUPERSEDED = 7
 """6 means elsewhere that there is no such task."""
 
+LEAST_FILES = 256
+"""Open files: PostgreSQL's connections, held polls, clients and logs."""
+MOST_FILES = 65_536
+
 
 async def serve(settings: Settings) -> int:
     """Run a gateway until it is told to end; the process's exit code. Raises `ConfigError` with the way out."""
     configure_logging(form=settings.telemetry.log_format, level=settings.telemetry.log_level)
     check_bind(settings.server.host, settings)
+    _raise_open_files()
     place = DataDir(settings.data_dir)
     place.make()
+    place.warn_of_open_secrets(settings)
     try:
         with place.locked(), _listening(settings) as listener:
             async with Gateway.open(settings, place) as gateway:
@@ -69,10 +78,12 @@ async def _run(gateway: Gateway, listener: socket.socket) -> int:
             log.info(
                 "tesgate is listening", url=url, version=__version__, deployment=gateway.deployment, docs=f"{url}/docs"
             )
-            print(  # noqa: T201 - for the person (and scripts) that started it; logs go to stderr
-                f"tesgate {__version__} listens on {url} (TES at {url}/ga4gh/tes/v1, docs at {url}/docs)",
-                flush=True,
-            )
+            # On a full disk, or with nobody who reads, the gateway does without these words.
+            with contextlib.suppress(OSError):
+                print(  # noqa: T201 - for the person (and scripts) that started it; logs go to stderr
+                    f"tesgate {__version__} listens on {url} (TES at {url}/ga4gh/tes/v1, docs at {url}/docs)",
+                    flush=True,
+                )
             await server.serve(sockets=[listener])
             group.cancel_scope.cancel()
     except BaseExceptionGroup as errors:
@@ -94,7 +105,7 @@ async def _end_on_signal(
     *,
     task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
-    """SIGTERM and SIGINT: stop taking requests, answer the held polls, hand over. A second one ends at once."""
+    """SIGTERM, SIGINT and SIGHUP: stop taking requests, answer the held polls, hand over. A second one ends at once."""
     async with _signals() as received:
         task_status.started()
         async for number in received:
@@ -107,8 +118,26 @@ async def _end_on_signal(
 
 @contextlib.asynccontextmanager
 async def _signals() -> AsyncIterator[AsyncIterator[signal.Signals]]:
-    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    # The terminal was closed; under nohup that is to be ignored.
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    with anyio.open_signal_receiver(*numbers) as received:
         yield received
+
+
+def _raise_open_files() -> None:
+    """As many open files as the system grants. Raises `ConfigError` where they are too few to work with."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        soft = most
+    if soft != resource.RLIM_INFINITY and soft < LEAST_FILES:
+        raise ConfigError(
+            f"only {soft} files may be open at once here, and a gateway needs {LEAST_FILES}; raise the limit "
+            "(`ulimit -n 4096`, or LimitNOFILE= under systemd)"
+        )
 
 
 @contextlib.contextmanager
@@ -131,12 +160,21 @@ def _listening(settings: Settings) -> Iterator[socket.socket]:
             # The port is ours and refuses nobody from here on: who connects waits until the gateway is ready.
             listener.listen(2048)
         except OSError as error:
-            raise ConfigError(
-                f"server.port: {host}:{port} cannot be listened on ({error.strerror}); stop what uses it, or take "
-                "another port with --port (0 takes a free one)"
-            ) from None
+            raise ConfigError(_not_listening(host, port, error)) from None
         listener.setblocking(False)
         yield listener
+
+
+def _not_listening(host: str, port: int, error: OSError) -> str:
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"server.host: {host} is no address of this machine; correct --host"
+    if error.errno == errno.EACCES:
+        return f"server.port: only root may listen on port {port}; take one above 1023 with --port"
+    holder = who_listens(port) if error.errno == errno.EADDRINUSE else ""
+    return (
+        f"server.port: {host}:{port} cannot be listened on ({error.strerror}); stop {holder or 'what uses it'}, or "
+        "take another port with --port (0 takes a free one)"
+    )
 
 
 def _url(listener: socket.socket) -> str:

@@ -76,8 +76,16 @@ class TokensFile:
                 return
             text = self._path.read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"auth.tokens_file: {self._path} cannot be read ({error}); correct the path") from None
-        self._found = _parse(text, self._path)
+            why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+            raise ConfigError(f"auth.tokens_file: {self._path} cannot be read ({why}); correct the path") from None
+        found = _parse(text, self._path)
+        # At start an empty file is a slip; later it is how the last user is taken out.
+        if not found and self._stamp is None:
+            raise ConfigError(
+                f"auth.tokens_file: {self._path} holds no token; add a line `name:token`, or leave the setting out and "
+                "make tokens with `tesgate token create`"
+            )
+        self._found = found
         self._stamp = stamp
 
     def reload(self) -> None:

@@ -36,7 +36,10 @@ def credentials(token_file: Path | None = None, user: str | None = None) -> http
         try:
             token = token_file.read_text("utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise Failure(f"{token_file}: the token cannot be read ({error}); check --token-file.") from None
+            why = error.strerror if isinstance(error, OSError) else "it is not text"
+            raise Failure(f"{token_file}: the token cannot be read ({why}); check --token-file.") from None
+        if not token:
+            raise Failure(f"{token_file}: the file is empty; write the token into it, or leave --token-file out.")
     return _Bearer(token) if token else None
 
 

@@ -18,10 +18,12 @@ if TYPE_CHECKING:
 __all__ = ["agent", "check_config", "load", "migrate", "run_async", "serve"]
 
 Config = Annotated[
-    Path | None, typer.Option("--config", help="YAML file with settings (else TESGATE_CONFIG).", metavar="FILE")
+    Path | None,
+    typer.Option("--config", help="YAML file with settings (else TESGATE_CONFIG).", metavar="FILE", readable=False),
 ]
 DataDir = Annotated[
-    Path | None, typer.Option("--data-dir", help="Where the gateway keeps its own files.", metavar="DIR")
+    Path | None,
+    typer.Option("--data-dir", help="Where the gateway keeps its own files.", metavar="DIR", readable=False),
 ]
 DatabaseUrl = Annotated[
     str | None, typer.Option("--database-url", help="PostgreSQL; else one of its own in the data directory.")
@@ -80,7 +82,7 @@ def serve(
     ] = None,
     auth: Annotated[str | None, typer.Option(help="none or tokens [default: none].")] = None,
     tokens_file: Annotated[
-        Path | None, typer.Option(help="File with tokens; implies --auth tokens.", metavar="FILE")
+        Path | None, typer.Option(help="File with tokens; implies --auth tokens.", metavar="FILE", readable=False)
     ] = None,
     allow_unauthenticated_network: Annotated[
         bool | None,
@@ -137,6 +139,10 @@ def check_config(config: Config = None, data_dir: DataDir = None, database_url: 
         check_bind(settings.server.host, settings)
     except ConfigError as error:
         lines += error.lines
+    from tesgate.app.places import DataDir as Place
+
+    if fault := Place(settings.data_dir).fault():
+        lines.append(fault)
     lines += [
         f"file_roots: {root.path} is not a directory here; make it, or correct the path"
         for root in settings.file_roots

@@ -53,8 +53,18 @@ def _options(
     pass
 
 
+def _open_standard_streams() -> None:
+    """Put /dev/null where one of the three is closed: else a socket takes its number, and libuv aborts at its close."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number is this one
+
+
 def main() -> None:
     """Entry point of the program."""
+    _open_standard_streams()
     # httpx imports a command line of its own wherever it finds rich: half of our start-up time, and never used.
     sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]
     try:

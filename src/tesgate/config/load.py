@@ -103,6 +103,14 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"{path}: must hold settings such as `server: {{port: 8000}}`, not a {type(document).__name__}"
         )
+    lines = [
+        f"{key}: must be a table of settings (you gave {_short(value)}); write `{key}:` and its settings indented below"
+        for key, value in document.items()
+        # The sources are merged before anything is checked, and a table elsewhere would hide this.
+        if key in _groups() and value is not None and not isinstance(value, dict)
+    ]
+    if lines:
+        raise ConfigError(lines)
     # An empty group (`server:` and nothing below it) means: nothing set.
     return {str(key): value for key, value in document.items() if value is not None or key not in _groups()}
 
@@ -117,12 +125,22 @@ def _group(info: FieldInfo) -> type[BaseModel] | None:
 
 
 def _check_environment() -> None:
-    """A misspelt group in a variable is otherwise passed over in silence."""
+    """A misspelt variable is otherwise passed over in silence.
+
+    Without ``__`` only near misses are faults: other variables have the prefix, too (our command line's, and those that
+    Kubernetes makes for a service of this name).
+    """
     lines = []
     for name in sorted(os.environ):
         head, nested, _ = name.removeprefix(ENV_PREFIX).partition("__")
         if name.startswith(ENV_PREFIX) and nested and head.lower() not in Settings.model_fields:
-            lines.append(f"{name}: there is no group {head.lower()!r}{_hint(head.lower(), Settings.model_fields)}")
+            lines.append(
+                f"{name}: there is no group {head.lower()!r}{_hint(head.lower(), Settings.model_fields)}; "
+                "remove or correct it"
+            )
+        elif name.startswith(ENV_PREFIX) and not nested and head.lower() not in Settings.model_fields:
+            near = difflib.get_close_matches(head.lower(), list(Settings.model_fields), n=1, cutoff=0.85)
+            lines += [f"{name}: there is no such setting (did you mean {ENV_PREFIX}{near[0].upper()}?)"] if near else []
     if lines:
         raise ConfigError(lines)
 
@@ -134,7 +152,7 @@ def _variable_of(text: str) -> str:
 
 def _hint(word: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def _find(loc: tuple[int | str, ...]) -> tuple[str, FieldInfo | None, type[BaseModel]]:

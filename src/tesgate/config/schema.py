@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 __all__ = [
@@ -47,6 +49,25 @@ def _words(value: Any) -> Any:
 
 
 Words = Annotated[list[str], NoDecode, BeforeValidator(_words)]
+
+
+def _database_url(value: str) -> str:
+    """Refuse what no server could be found by. The value may hold a password, so no message quotes any part of it."""
+    try:
+        parts = urlsplit(value)
+    except ValueError:
+        parts = urlsplit("")
+    if parts.scheme not in ("postgresql", "postgres") or not value.startswith(f"{parts.scheme}://"):
+        raise ValueError("must be a URL such as postgresql://user:password@host:5432/database")
+    hosts = parts.netloc.rpartition("@")[2]
+    if parts.fragment or "@" in parts.path or "@" in parts.query:
+        raise ValueError("has a # / ? or @ in user or password, which must be written as %23 %2F %3F or %40")
+    if not all(re.fullmatch(r"(\[[^\]]*\]|[^:\[\]]*)(:\d{1,5})?", host) for host in hosts.split(",")):
+        raise ValueError("has a port that is not a number (write special characters of the password as %23, %2F, …)")
+    return value
+
+
+DatabaseURL = Annotated[str, AfterValidator(_database_url)]
 
 
 def _data_home() -> Path:
@@ -115,6 +136,9 @@ class PoolSettings(Group):
     min_size: int = Field(default=2, ge=1, le=1000, description="Connections kept open.")
     max_size: int = Field(default=10, ge=1, le=1000, description="Connections at most, for each replica.")
     command_timeout: Seconds = Field(default=30.0, description="Longest time for one statement (seconds).")
+    start_timeout: Seconds = Field(
+        default=60.0, description="Longest time for which a database that is away is waited for at start (seconds)."
+    )
 
 
 class AuthSettings(Group):
@@ -373,7 +397,7 @@ class Settings(BaseSettings):
         description="Where this gateway keeps its own files: keys, logs, the embedded database.",
         json_schema_extra={"flag": "--data-dir", "default_text": "$XDG_DATA_HOME/tesgate"},
     )
-    database_url: str | None = Field(
+    database_url: DatabaseURL | None = Field(
         default=None,
         description="PostgreSQL, such as `postgresql://user@host/db`; null: an embedded one in the data directory.",
         json_schema_extra={"flag": "--database-url", "secret": True},

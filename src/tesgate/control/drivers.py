@@ -312,6 +312,8 @@ class Drivers:
         self._metrics.attempts_total.labels("lost", held.backend).inc()
         if closed.phase == Phase.ENDED:
             self._metrics.tasks_total.labels(closed.state, held.backend).inc()
+        else:
+            self._metrics.retries_total.labels("lost").inc()
 
 
 async def _seen_lost(backend: Backend, ref: AttemptRef) -> Lost | None:

@@ -34,6 +34,10 @@ class Trust:
         """The clock that `renew` wants."""
         return self._clock()
 
+    def left(self) -> float:
+        """Seconds for which it still holds; below 0: it does not."""
+        return self._until - self._clock()
+
     def holds(self) -> bool:
         """Whether we may still act on what we hold."""
         return self._clock() < self._until

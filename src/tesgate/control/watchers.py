@@ -45,6 +45,7 @@ class SilenceWatcher:
         tick: timedelta,
         lost_after: timedelta,
         answering: Callable[[], bool],
+        lost: Callable[[], None] = lambda: None,
     ) -> None:
         self._agents = agents
         self._replicas = replicas
@@ -52,6 +53,7 @@ class SilenceWatcher:
         self.tick = tick
         self._limit = max(1, round(lost_after / tick))
         self._answering = answering
+        self._lost = lost
         self._last: float | None = None
 
     async def once(self) -> bool:
@@ -69,6 +71,7 @@ class SilenceWatcher:
                 if silence.ticks >= self._limit and await self._agents.close(
                     silence.agent_id, silence.session, self._limit
                 ):
+                    self._lost()
                     log.error("agent lost", agent=silence.agent_id, silent=silence.ticks * self.tick.total_seconds())
         await anyio.lowlevel.checkpoint()
         return False

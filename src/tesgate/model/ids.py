@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import NewType
 
-__all__ = ["TaskId", "TaskIds", "is_task_id"]
+__all__ = ["TaskId", "TaskIds", "created_at", "is_task_id"]
 
 TaskId = NewType("TaskId", str)
 
@@ -20,6 +20,16 @@ _FORM = re.compile(r"[0-7][0-9a-hjkmnp-tv-z]{25}")
 def is_task_id(text: str) -> bool:
     """Whether `text` has the form of a task id; anything else cannot be a task and never reaches the database."""
     return _FORM.fullmatch(text) is not None
+
+
+def created_at(task_id: str) -> float | None:
+    """When an id was made, in seconds since the epoch by its gateway's clock; None: it is no id."""
+    if not is_task_id(task_id):
+        return None
+    number = 0
+    for letter in task_id[:10]:
+        number = number << 5 | _ALPHABET.index(letter)
+    return number / 1000
 
 
 def _encode(number: int) -> str:

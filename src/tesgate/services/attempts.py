@@ -27,6 +27,7 @@ from tesgate.runner.report import (
     StopOrder,
 )
 from tesgate.runner.wire import encode
+from tesgate.services.timing import Timing
 from tesgate.store.agents import AgentStore, NewAgent
 from tesgate.store.attempts import AttemptStore, Closed, Said, Start, Words, words_of
 from tesgate.store.wakes import Wakes
@@ -59,6 +60,7 @@ class AttemptService:
         policy: Policy,
         plan_for: Callable[[Start], Plan],
         metrics: Metrics,
+        timing: Timing | None = None,
     ) -> None:
         self._agents = agents
         self._attempts = attempts
@@ -66,6 +68,7 @@ class AttemptService:
         self._policy = policy
         self._plan_for = plan_for
         self._metrics = metrics
+        self._timing = timing or Timing(metrics=metrics)
 
     # agents
 
@@ -182,6 +185,7 @@ class AttemptService:
             log.info("task ended", task=task_id, attempt=number, state=report.state)
             self._metrics.attempts_total.labels("finished", "pool").inc()
             self._metrics.tasks_total.labels(report.state, "pool").inc()
+            self._timing.finished(task_id, number, report)
             self._wakes.queue()
             self._wakes.ended(task_id)
             self._wakes.agent(report.instance)
@@ -244,8 +248,11 @@ class AttemptService:
         if closed is not None:
             log.info("attempt closed", task=task_id, attempt=number, kind=kind, note=note, state=closed.state)
             self._metrics.attempts_total.labels(kind, "pool").inc()
+            self._timing.closed(task_id, number)
             if closed.phase == Phase.ENDED:
                 self._metrics.tasks_total.labels(closed.state, "pool").inc()
+            else:
+                self._metrics.retries_total.labels(kind).inc()
             self._wakes.queue()
             self._wakes.task(task_id)
         return closed

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 from urllib.parse import urlsplit
@@ -17,7 +19,7 @@ from asyncpg.pool import PoolConnectionProxy
 
 from tesgate.store.errors import DatabaseUnavailable, StoreError
 
-__all__ = ["Connection", "Database", "Row", "is_fault", "place_of", "prepare_connection"]
+__all__ = ["Connection", "Database", "Row", "Usage", "is_fault", "place_of", "prepare_connection"]
 
 logger = logging.getLogger(__name__)
 
@@ -29,10 +31,16 @@ if TYPE_CHECKING:  # the stubs have a parameter that the class has not
 else:
     Connection = PoolConnectionProxy
 
+OLDEST = 15
+"""The oldest major version of PostgreSQL that the statements were tried on."""
+CONNECTIONS_BESIDE = 2
+"""That a process uses beside its pool: the one that listens, and a command such as `tesgate token`."""
+
 FIRST_WAIT_SECONDS = 0.05
 LONGEST_WAIT_SECONDS = 0.5
 CONNECT_SECONDS = 5.0
 """An attempt to connect that has no answer for so long is given up for a new one: its packets may have been lost."""
+SAY_AGAIN_SECONDS = 10.0
 
 LOST = (
     OSError,  # ConnectionError and TimeoutError among them
@@ -86,6 +94,36 @@ async def _leave_as_is(connection: asyncpg.Connection[asyncpg.Record]) -> None:
     """
 
 
+@dataclass
+class Usage:
+    """What the pool went through since the start, for the metrics."""
+
+    waiting: int = 0
+    """Calls that wait for a connection now."""
+    waits: int = 0
+    seconds: float = 0.0
+    """Waited for connections in all."""
+    outlived: int = 0
+    """Calls that met a fault of the database and had their answer in the end."""
+    given_up: int = 0
+    """Calls that did not."""
+
+    def wait(self) -> Callable[[], None]:
+        """A call begins to wait; call the result when it has its connection, and again at the end."""
+        began: float | None = time.monotonic()
+        self.waiting += 1
+
+        def done() -> None:
+            nonlocal began
+            if began is not None:
+                self.waiting -= 1
+                self.waits += 1
+                self.seconds += time.monotonic() - began
+                began = None
+
+        return done
+
+
 class Database:
     """A pool of connections. ``async with Database(dsn) as database``, or `open` and `close`.
 
@@ -116,6 +154,8 @@ class Database:
         self._patience = patience
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._min_size, self._max_size = min_size, max_size
+        self._said_at = -math.inf
+        self.usage = Usage()
         self._connect_options: dict[str, Any] = {
             "statement_cache_size": statement_cache_size,
             # The server gives up first; this is for a network that says nothing any more.
@@ -176,7 +216,44 @@ class Database:
             asyncpg.InsufficientPrivilegeError,
             asyncpg.ClientConfigurationError,
         ) as exc:
-            raise StoreError(f"The database at {place_of(self._dsn)} refuses us: {exc}. See database_url.") from exc
+            raise StoreError(
+                f"The database at {place_of(self._dsn)} refuses us: {_said(exc)}. Correct user, password or database "
+                "name in database_url, or let this user in (pg_hba.conf, GRANT CONNECT)."
+            ) from exc
+        except DatabaseUnavailable as exc:
+            raise DatabaseUnavailable(
+                f"{exc} It was waited for {deadline:g} s: start it, or correct database_url."
+            ) from exc
+        try:
+            await self._look()
+        except BaseException:
+            await self.close()
+            raise
+
+    async def _look(self) -> None:
+        """Raises `StoreError` for a server that is too old; says where it has fewer connections than we may want."""
+        row = await self.fetchrow(
+            "SELECT current_setting('server_version') AS version, current_setting('server_version_num')::int AS number,"
+            " least(current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int,"
+            "       nullif((SELECT rolconnlimit FROM pg_roles WHERE rolname = current_user), -1),"
+            "       nullif((SELECT datconnlimit FROM pg_database WHERE datname = current_database()), -1)) AS allowed"
+        )
+        if row is None:
+            return
+        if row["number"] < OLDEST * 10_000:
+            raise StoreError(
+                f"The database at {place_of(self._dsn)} is PostgreSQL {row['version']}, and tesgate needs {OLDEST} or "
+                "newer: upgrade it, or give another one with database_url."
+            )
+        wanted = self._max_size + CONNECTIONS_BESIDE
+        if row["allowed"] < wanted:
+            logger.warning(
+                "the database at %s allows %d connections in all and this process may want %d: lower "
+                "database.max_size, or raise max_connections (or the role's CONNECTION LIMIT)",
+                place_of(self._dsn),
+                row["allowed"],
+                wanted,
+            )
 
     async def close(self) -> None:
         """Return what is in use, then close every connection; after five seconds without waiting. Idempotent."""
@@ -246,7 +323,11 @@ class Database:
 
     async def _begin(self, isolation: str | None) -> tuple[Connection, Any]:
         pool = self._open_pool()
-        connection = await pool.acquire(timeout=self._patience)
+        done = self.usage.wait()
+        try:
+            connection = await pool.acquire(timeout=self._patience)
+        finally:
+            done()
         try:
             transaction = connection.transaction(isolation=cast(Any, isolation))
             await transaction.start()
@@ -273,15 +354,21 @@ class Database:
             nonlocal sent
             sent = False
             left = max(deadline - time.monotonic(), FIRST_WAIT_SECONDS)
-            async with self._open_pool().acquire(timeout=left) as connection:
-                sent = True
-                try:
-                    return await send(connection)
-                except TimeoutError:
-                    # No answer at all, not even that of the server's own timeout. Asking it to cancel could hang too.
-                    connection.terminate()
-                    await self._open_pool().expire_connections()
-                    raise
+            done = self.usage.wait()
+            try:
+                async with self._open_pool().acquire(timeout=left) as connection:
+                    done()
+                    sent = True
+                    try:
+                        return await send(connection)
+                    except TimeoutError:
+                        # No answer at all, not even that of the server's own timeout. Asking it to cancel could hang
+                        # too.
+                        connection.terminate()
+                        await self._open_pool().expire_connections()
+                        raise
+            finally:
+                done()
 
         def again(exc: BaseException) -> bool:
             # A timeout that was spent is not spent again, and a full disk does not empty itself.
@@ -298,18 +385,29 @@ class Database:
     ) -> T:
         deadline = time.monotonic() + (self._patience if patience is None else patience)
         wait = FIRST_WAIT_SECONDS
+        repeated = False
         while True:
             try:
-                return await call()
+                result = await call()
+                self.usage.outlived += repeated
+                return result
             except (*LOST, *ROLLED_BACK, asyncpg.InterfaceError) as exc:
                 fault = is_fault(exc)
                 if not fault and not isinstance(exc, ROLLED_BACK):
                     raise
                 if not again(exc) or time.monotonic() + wait > deadline:
+                    self.usage.given_up += 1
                     raise self._unavailable(exc) from exc
-                logger.info("the database is away, trying again: %s", _said(exc))
+                self._say_away(exc)
+                repeated = True
             await anyio.sleep(wait)
             wait = min(wait * 2, LONGEST_WAIT_SECONDS)
+
+    def _say_away(self, exc: BaseException) -> None:
+        """A line now and then, however many calls wait."""
+        if time.monotonic() - self._said_at >= SAY_AGAIN_SECONDS:
+            self._said_at = time.monotonic()
+            logger.warning("the database at %s is away, trying again: %s", place_of(self._dsn), _said(exc))
 
     def _open_pool(self) -> asyncpg.Pool[asyncpg.Record]:
         if self._pool is None:

@@ -59,6 +59,9 @@ class Gather(Generic[Request, Result]):
         self._concurrency = concurrency
         self._waiting: deque[_Entry[Request, Result]] = deque()
         self._under_way: set[asyncio.Task[None]] = set()
+        self.calls = 0
+        """That went into batches so far."""
+        self.batches = 0
 
     async def call(self, request: Request) -> Result:
         """The result for `request`. A caller who is cancelled before its batch left never takes part in it."""
@@ -98,6 +101,7 @@ class Gather(Generic[Request, Result]):
         return batch
 
     async def _answer(self, batch: list[_Entry[Request, Result]]) -> None:
+        self.calls, self.batches = self.calls + len(batch), self.batches + 1
         try:
             results = await self._run_batch([request for request, _, _ in batch])
         except Exception as exc:

@@ -92,6 +92,8 @@ async def migrate(database: Database, migrations: Sequence[Migration] | None = N
         place = place_of(database.dsn)
         if is_fault(exc):
             raise DatabaseUnavailable(f"The database at {place} went away during the migration: {exc}.") from exc
+        if isinstance(exc, asyncpg.SyntaxOrAccessError):  # of rights, and of columns that are another program's
+            raise
         raise StoreError(f"The database at {place} cannot be migrated: {exc}.") from exc
 
 
@@ -106,8 +108,13 @@ async def _apply(connection: asyncpg.Connection[asyncpg.Record], migration: Migr
                 migration.checksum,
             )
     except asyncpg.PostgresError as exc:
-        if is_fault(exc):
+        if is_fault(exc) or isinstance(exc, asyncpg.InsufficientPrivilegeError):
             raise
+        if isinstance(exc, asyncpg.DuplicateTableError) and migration.number == 1:
+            raise SchemaMismatch(
+                f"The database holds tables of another program ({exc}): give tesgate a database of its own with "
+                "database_url. Nothing was changed."
+            ) from exc
         raise StoreError(f"The migration {migration} failed and nothing of it was kept: {exc}.") from exc
     logger.info("applied migration %s", migration)
 
@@ -119,6 +126,11 @@ async def check_schema(database: Database, migrations: Sequence[Migration] | Non
     if await database.fetchval("SELECT to_regclass('schema_migration') IS NOT NULL"):
         rows = await database.fetch("SELECT number, name, checksum FROM schema_migration")
     missing = _missing(wanted, rows)
+    if missing and not rows and await database.fetchval("SELECT to_regclass('task') IS NOT NULL"):
+        raise SchemaMismatch(
+            "The database holds tables of another program and none of tesgate's: give tesgate a database of its own "
+            "with database_url."
+        )
     if missing:
         raise SchemaMismatch(
             f"The database's schema is {len(missing)} step{'s' if len(missing) > 1 else ''} behind this version "

@@ -78,6 +78,10 @@ class TaskStore:
         )
         self._full: Gather[str, _Read | None] = Gather(partial(self._task_batch, True), max_batch=32, patience=PATIENCE)
 
+    def gathered(self) -> dict[str, tuple[int, int]]:
+        """Calls and batches so far, by what was gathered."""
+        return {name: (g.calls, g.batches) for name, g in (("inserts", self._inserts), ("states", self._states))}
+
     # submit
 
     async def insert_task(self, caller: Caller, new: NewTask) -> Inserted:
@@ -254,7 +258,15 @@ class TaskStore:
     async def counts(self) -> dict[tuple[str, str], int]:
         """Open tasks by state and backend (``none`` for those that nobody has)."""
         rows = await self._database.fetch(self._sql["task_counts"])
-        return {(row["state"], row["backend"]): row["tasks"] for row in rows}
+        counts: dict[tuple[str, str], int] = {}
+        for row in rows:
+            key = (row["state"], row["backend"])
+            counts[key] = counts.get(key, 0) + row["tasks"]
+        return counts
+
+    async def leases(self) -> int:
+        """Attempts that hold a publish lease."""
+        return await self._database.fetchval(self._sql["count_leases"]) or 0
 
     async def queue_age(self) -> float:
         """Seconds for which the oldest waiting task has been waiting; 0 with an empty queue."""

@@ -193,9 +193,9 @@ def _closing(gateway: Gateway, files: Path, say: Callable[..., None], *, keep: b
         say(f"API      {gateway.url}/ga4gh/tes/v1")
         say(f"Docs     {gateway.url}/docs")
         say(f"Logs     {gateway.url}/ga4gh/tes/v1/tasks/ID/logs/1/0/stdout")
-        say(f"Tasks    tesgate task list --url {gateway.url}")
+        say(f"Tasks    {gateway.program} task list --url {gateway.url}")
         say("\nThe gateway goes on; Ctrl-C stops it.")
     else:
         say(f"\nThe gateway is stopped. Start it again on the same data:\n  {gateway.command}")
         say(f"then look at\n  {gateway.url}/docs\n  {gateway.url}/ga4gh/tes/v1/tasks?view=FULL")
-        say(f"  tesgate task list --url {gateway.url}")
+        say(f"  {gateway.program} task list --url {gateway.url}")

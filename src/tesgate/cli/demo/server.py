@@ -7,6 +7,7 @@ import functools
 import http.server
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -69,11 +70,13 @@ class Gateway:
         self._environment["TESGATE_URL_POLICY__ALLOWED_HOSTS"] = web
         self._environment["TESGATE_AGENT__IDLE_EXIT"] = "5"
         self._process: subprocess.Popen[bytes] | None = None
+        # `make demo` runs in a virtual environment that the person's shell has not entered.
+        self.program = "tesgate" if shutil.which("tesgate") else str(Path(sys.executable).with_name("tesgate"))
 
     @property
     def command(self) -> str:
         """For people: how to start it again."""
-        return shlex.join(["tesgate", *self.arguments])
+        return shlex.join([self.program, *self.arguments])
 
     def start(self) -> None:
         """Start it and wait until it answers. Raises `Failure` with the end of its log."""

@@ -121,9 +121,15 @@ WITH t AS (
 SELECT id FROM u;
 
 -- name: task_counts
+-- For the metrics. What agents have is counted; of a long queue no more than its first 100,000.
 SELECT t.state, coalesce(a.backend, 'none') AS backend, count(*) AS tasks
 FROM task t LEFT JOIN attempt a ON a.task_id = t.id AND a.number = t.attempt AND NOT a.closed
-WHERE t.phase <> 'ended' GROUP BY 1, 2;
+WHERE t.phase IN ('assigned', 'started') GROUP BY 1, 2
+UNION ALL
+SELECT w.state, 'none', count(*) FROM (SELECT state FROM task WHERE phase = 'waiting' LIMIT 100000) w GROUP BY 1;
+
+-- name: count_leases
+SELECT count(*) FROM task WHERE phase IN ('assigned', 'started') AND publish_until > now();
 
 -- name: oldest_waiting
 SELECT extract(epoch FROM now() - min(created_at))::float8 FROM task WHERE phase = 'waiting';
