@@ -12,6 +12,7 @@ from tesgate.control.janitor import Janitor, LogKeeper
 from tesgate.errors import NotFound, TaskNotFound
 from tesgate.storage.workspace import Workspace
 from tesgate.store.database import Database
+from tesgate.store.partitions import PartitionStore
 from tests.store.rows import ALICE, Rows
 
 DAY = timedelta(days=1)
@@ -25,6 +26,19 @@ async def ended(rows: Rows, workspace: Workspace, *, days_ago: float) -> str:
         "UPDATE task SET ended_at = now() - $2 * interval '1 day' WHERE id = $1", task_id, days_ago
     )
     return task_id
+
+
+def janitor_of(rows: Rows, workspace: Workspace, *, keep: timedelta, width: timedelta = 30 * DAY) -> Janitor:
+    return Janitor(
+        tasks=rows.tasks,
+        agents=rows.agents,
+        replicas=rows.replicas,
+        partitions=PartitionStore(database=rows.database, width=width),
+        logs=workspace,
+        trust=Trust(holder=rows.holder, window=DAY),
+        interval=DAY,
+        keep_tasks=keep,
+    )
 
 
 async def has_log(workspace: Workspace, task_id: str) -> bool:
@@ -42,15 +56,7 @@ async def test_old_tasks_go_with_their_logs_and_others_stay(database: Database, 
         await ended(rows, workspace, days_ago=9),
         await rows.submit(),
     )
-    janitor = Janitor(
-        tasks=rows.tasks,
-        agents=rows.agents,
-        replicas=rows.replicas,
-        logs=workspace,
-        trust=Trust(holder=rows.holder, window=DAY),
-        interval=DAY,
-        keep_tasks=10 * DAY,
-    )
+    janitor = janitor_of(rows, workspace, keep=10 * DAY)
     await janitor.once()
     with pytest.raises(TaskNotFound):
         await rows.tasks.get_state(ALICE, old)

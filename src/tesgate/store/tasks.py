@@ -197,9 +197,10 @@ class TaskStore:
         """Seconds for which the oldest waiting task has been waiting; 0 with an empty queue."""
         return await self._database.fetchval(self._sql["oldest_waiting"]) or 0.0
 
-    async def expired(self, keep: timedelta, limit: int) -> list[str]:
-        """Ended tasks older than `keep`."""
-        return [row["id"] for row in await self._database.fetch(self._sql["expired_tasks"], keep, limit)]
+    async def expired(self, keep: timedelta, limit: int, *, below: str, behind: str) -> list[str]:
+        """Ended tasks older than `keep`, of those with an id below `below`, or from `behind` on."""
+        rows = await self._database.fetch(self._sql["expired_tasks"], keep, limit, below, behind)
+        return [row["id"] for row in rows]
 
     async def delete(self, task_ids: Sequence[str]) -> None:
         """Retention: rows of ended tasks go, with their attempts, tails and events."""
