@@ -188,9 +188,23 @@ class Database:
             if scope.cancelled_caught:
                 pool.terminate()
 
-    async def fetch(self, sql: str, *args: object, idempotent: bool | None = None) -> list[Row]:
-        """All rows. Raises `DatabaseUnavailable`."""
-        return cast(list[Row], await self._run(lambda connection: connection.fetch(sql, *args), sql, idempotent))
+    async def fetch(
+        self, sql: str, *args: object, idempotent: bool | None = None, custom_plan: bool = False
+    ) -> list[Row]:
+        """All rows. Raises `DatabaseUnavailable`.
+
+        `custom_plan`: planned for these values, which costs a round trip or two and some of the server's time.
+        """
+
+        async def planned(connection: Connection) -> list[Row]:
+            async with connection.transaction(readonly=True):
+                await connection.execute("SET LOCAL plan_cache_mode = force_custom_plan")
+                return await connection.fetch(sql, *args)
+
+        async def as_always(connection: Connection) -> list[Row]:
+            return await connection.fetch(sql, *args)
+
+        return cast(list[Row], await self._run(planned if custom_plan else as_always, sql, idempotent))
 
     async def fetchrow(self, sql: str, *args: object, idempotent: bool | None = None) -> Row | None:
         """The first row, or None. Raises `DatabaseUnavailable`."""

@@ -22,7 +22,11 @@ from tesgate.store.gather import Gather
 from tesgate.store.queries import load_queries
 from tesgate.store.wakes import Wakes
 
-__all__ = ["TaskStore"]
+__all__ = ["TaskStore", "behind_prefix"]
+
+INDEXED_NAME = 64
+"""Characters of a name that its index has (schema.sql: task_name)."""
+LAST_CHARACTER = 0x10FFFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +116,7 @@ class TaskStore:
     async def list_tasks(self, caller: Caller, query: ListQuery) -> list[TaskRecord]:
         """One page, newest first: only what `caller` may see."""
         sql, arguments = _list_statement(caller, query)
-        rows = await self._database.fetch(sql, *arguments)
+        rows = await self._database.fetch(sql, *arguments, custom_plan=True)
         if query.view == "MINIMAL":
             return [TaskRecord(row["id"], row["state"]) for row in rows]
         full = query.view == "FULL"
@@ -221,6 +225,16 @@ def visible(caller: Caller, owner: str, group: str | None) -> bool:
     return caller.admin or owner == caller.subject or (group is not None and group in caller.groups)
 
 
+def behind_prefix(prefix: str) -> str | None:
+    """The first text behind all that begin with `prefix`, in the order of code points; None: there is none."""
+    for length in range(len(prefix), 0, -1):
+        number = ord(prefix[length - 1]) + 1
+        if number <= LAST_CHARACTER:
+            # No text has surrogates.
+            return prefix[: length - 1] + chr(0xE000 if 0xD800 <= number <= 0xDFFF else number)
+    return None
+
+
 def _list_statement(caller: Caller, query: ListQuery) -> tuple[str, list[Any]]:
     """A list's statement: fixed fragments and numbered arguments, only as many as the query has conditions."""
     arguments: list[Any] = []
@@ -240,7 +254,12 @@ def _list_statement(caller: Caller, query: ListQuery) -> tuple[str, list[Any]]:
     if query.state is not None:
         conditions.append(f"state = {argument(query.state)}")
     if query.name_prefix:
-        conditions.append(f"starts_with(name, {argument(query.name_prefix)})")
+        beginning = query.name_prefix[:INDEXED_NAME]
+        conditions.append(f"left(name, {INDEXED_NAME}) >= {argument(beginning)}")
+        if (end := behind_prefix(beginning)) is not None:
+            conditions.append(f"left(name, {INDEXED_NAME}) < {argument(end)}")
+        if beginning != query.name_prefix:
+            conditions.append(f"starts_with(name, {argument(query.name_prefix)})")
     exact = {key: value for key, value in query.tags if value is not None}
     for key, value in query.tags:
         if value is None:

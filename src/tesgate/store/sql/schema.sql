@@ -103,7 +103,11 @@ CREATE TABLE task_later PARTITION OF task FOR VALUES FROM (MINVALUE) TO (MAXVALU
 CREATE INDEX task_owner ON task (owner, id DESC);
 CREATE INDEX task_owner_state ON task (owner, state, id DESC);
 CREATE INDEX task_group ON task ("group", id DESC) WHERE "group" IS NOT NULL;
-CREATE INDEX task_tags ON task USING gin (tags jsonb_path_ops);
+CREATE INDEX task_state ON task (state, id DESC);
+-- for a tag and for a key alone
+CREATE INDEX task_tags ON task USING gin (tags);
+-- for prefixes; an index cannot hold names of any length
+CREATE INDEX task_name ON task (left(name, 64));
 -- the dispatcher's queue: for each owner the oldest first
 CREATE INDEX task_waiting ON task (owner, id) WHERE phase = 'waiting';
 -- what has not ended, for the metrics
