@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.many_tasks import Mix, fill, server
+from benchmarks.many_tasks import Mix, ServerClock, fill, server
 
 from tesgate.model.placement import Need, Pick
 from tesgate.store.agents import NewAgent
@@ -35,16 +35,12 @@ class Times:
 
     def __init__(self, pid: int) -> None:
         self.spent: dict[tuple[str, int], list[float]] = {}
-        self._clock = Path(f"/proc/{pid}/schedstat")
-
-    def now(self) -> float:
-        """Milliseconds of CPU so far."""
-        return int(self._clock.read_text().split()[0]) / 1e6
+        self._clock = ServerClock(pid)
 
     async def of(self, name: str, rows: int, call: Awaitable[Any]) -> Any:
-        began = self.now()
+        began = self._clock.now()
         result = await call
-        self.spent.setdefault((name, rows), []).append(self.now() - began)
+        self.spent.setdefault((name, rows), []).append(self._clock.now() - began)
         return result
 
 

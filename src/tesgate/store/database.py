@@ -56,6 +56,8 @@ PLANNING = {
     "enable_seqscan": "off",
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
+    "enable_material": "off",
+    "random_page_cost": "1.1",
 }
 
 CLOSED = ("connection is closed", "connection has been released", "pool is clos", "underlying connection is closed")

@@ -49,7 +49,9 @@ WITH w AS (
 )
 SELECT a.task_id, a.number, a.closed OR t.attempt <> a.number AS closed, a.acknowledged_at IS NOT NULL AS acknowledged,
        t.state = 'CANCELING' AS canceling, t.version, a.agent_id IS NOT DISTINCT FROM $1 AS its_own
-FROM w JOIN attempt a ON a.task_id = w.task_id AND a.number = w.number JOIN task t ON t.id = w.task_id;
+FROM w
+     CROSS JOIN LATERAL (SELECT * FROM attempt WHERE task_id = w.task_id AND number = w.number OFFSET 0) a
+     CROSS JOIN LATERAL (SELECT * FROM task WHERE id = w.task_id OFFSET 0) t;
 
 -- name: acknowledge
 -- protocol: acknowledge. The task is locked before its attempt, as everywhere.
@@ -67,11 +69,12 @@ WITH t AS (
 UPDATE task SET phase = 'started', version = task.version + 1 FROM a WHERE task.id = a.task_id;
 
 -- name: starts
--- What a plan is computed from. The plan itself is never stored.
+-- What a plan is computed from. The plan itself is never stored. (OFFSET 0: one row after the other, by the primary keys.
+-- Costs count all partitions, though all but one are left out, and a join would read every open attempt.)
 SELECT t.id, a.number, a.external_name, t.document
 FROM unnest($1::text[], $2::integer[]) AS w(task_id, number)
-     JOIN attempt a ON a.task_id = w.task_id AND a.number = w.number AND NOT a.closed
-     JOIN task t ON t.id = w.task_id AND t.attempt = w.number;
+     CROSS JOIN LATERAL (SELECT * FROM attempt WHERE task_id = w.task_id AND number = w.number AND NOT closed OFFSET 0) a
+     CROSS JOIN LATERAL (SELECT * FROM task WHERE id = w.task_id AND attempt = w.number OFFSET 0) t;
 
 -- name: report
 -- protocol: report. The newest snapshot wins; whoever holds the publish lease has it renewed by every answer.

@@ -111,7 +111,7 @@ CREATE INDEX task_name ON task (left(name, 64));
 -- the dispatcher's queue: for each owner the oldest first
 CREATE INDEX task_waiting ON task (owner, id) WHERE phase = 'waiting';
 -- what has not ended, for the metrics
-CREATE INDEX task_open ON task (id) WHERE phase <> 'ended';
+CREATE INDEX task_open ON task (owner, id) WHERE phase <> 'ended';
 -- ends that wait for a publish lease
 CREATE INDEX task_pending ON task (id) WHERE phase = 'waiting' AND (pending_state IS NOT NULL OR state = 'CANCELING');
 -- what a replica follows, and what a silent one leaves to be adopted
