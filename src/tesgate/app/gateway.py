@@ -260,6 +260,7 @@ class Gateway:
             tasks=self._task_store,
             agents=self._agents,
             replicas=self._replicas,
+            tokens=self._tokens,
             partitions=PartitionStore(database=self._database, width=timedelta(days=settings.retention.partition_days)),
             logs=self.workspace,
             trust=self._trust,

@@ -12,6 +12,7 @@ from tesgate.store.agents import AgentStore
 from tesgate.store.partitions import PartitionStore
 from tesgate.store.replicas import ReplicaStore
 from tesgate.store.tasks import TaskStore
+from tesgate.store.tokens import TokenStore
 
 __all__ = ["Janitor", "LogKeeper"]
 
@@ -42,6 +43,7 @@ class Janitor:
         tasks: TaskStore,
         agents: AgentStore,
         replicas: ReplicaStore,
+        tokens: TokenStore,
         partitions: PartitionStore,
         logs: Logs,
         trust: Trust,
@@ -51,6 +53,7 @@ class Janitor:
         self._tasks = tasks
         self._agents = agents
         self._replicas = replicas
+        self._tokens = tokens
         self._partitions = partitions
         self._logs = logs
         self._trust = trust
@@ -65,6 +68,7 @@ class Janitor:
             return False
         await self._agents.forget(timedelta(days=7))
         await self._replicas.forget()
+        await self._tokens.forget()
         await self._partitions.cut()
         if self._keep_tasks is None:
             return False

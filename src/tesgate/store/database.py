@@ -58,6 +58,7 @@ PLANNING = {
     "enable_mergejoin": "off",
     "enable_material": "off",
     "random_page_cost": "1.1",
+    "max_parallel_workers_per_gather": "0",
 }
 
 CLOSED = ("connection is closed", "connection has been released", "pool is clos", "underlying connection is closed")

@@ -10,9 +10,9 @@ Two lines of a migration are read by this module::
 
 *admits* is the oldest schema whose programs still work on the result: their newest migration has this number. Without
 the line it is the migration's own number, and no older program runs on the result. *transaction: none* is for what
-cannot be in one (CREATE INDEX CONCURRENTLY): each statement is sent by itself, so each must be harmless to repeat; an index
-that a crash left invalid is dropped before. One with ``{partition}`` in it is sent for each partition's suffix; none is
-cut or dropped meanwhile.
+cannot be in one (CREATE INDEX CONCURRENTLY): each statement is sent by itself, so each must be harmless to repeat; an
+index that a crash left invalid is dropped before. One with ``{partition}`` in it is sent for each partition's suffix;
+none is cut or dropped meanwhile.
 """
 
 from __future__ import annotations

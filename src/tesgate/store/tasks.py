@@ -7,6 +7,7 @@ not exist.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -22,7 +23,7 @@ from tesgate.store.gather import Gather
 from tesgate.store.queries import load_queries
 from tesgate.store.wakes import Wakes
 
-__all__ = ["TaskStore", "behind_prefix"]
+__all__ = ["TaskStore", "behind_prefix", "list_statement"]
 
 INDEXED_NAME = 64
 """Characters of a name that its index has (schema.sql: task_name)."""
@@ -45,6 +46,7 @@ class TaskStore:
         self._database = database
         self._wakes = wakes
         self._sql = load_queries("tasks")
+        self._newest_spans: tuple[float, Sequence[str]] = (0.0, ())
         self._inserts: Gather[NewTask, Inserted] = Gather(self._insert_batch, max_batch=200)
         self._states: Gather[str, _Owned | None] = Gather(self._state_batch, max_batch=500)
 
@@ -115,7 +117,7 @@ class TaskStore:
 
     async def list_tasks(self, caller: Caller, query: ListQuery) -> list[TaskRecord]:
         """One page, newest first: only what `caller` may see."""
-        sql, arguments = _list_statement(caller, query)
+        sql, arguments = list_statement(caller, query, await self._spans() if query.tags or query.name_prefix else ())
         rows = await self._database.fetch(sql, *arguments, custom_plan=True)
         if query.view == "MINIMAL":
             return [TaskRecord(row["id"], row["state"]) for row in rows]
@@ -125,6 +127,14 @@ class TaskStore:
             for attempt in await self._database.fetch(self._sql["get_attempts"], list(by_task), full):
                 by_task[attempt["task_id"]].append(attempt)
         return [_task_record(row, by_task[row["id"]], full=full) for row in rows]
+
+    async def _spans(self) -> Sequence[str]:
+        """Where the newer partitions begin, newest first; a minute old at most, for nothing depends on it but time."""
+        read_at, spans = self._newest_spans
+        if time.monotonic() - read_at > 60 or not spans:
+            spans = [row["lower"] for row in await self._database.fetch(self._sql["newest_partitions"])]
+            self._newest_spans = (time.monotonic(), spans)
+        return spans
 
     async def list_events(self, caller: Caller, task_id: str) -> list[dict[str, Any]]:
         """What was decided about a task, in order. Raises `TaskNotFound`."""
@@ -235,8 +245,13 @@ def behind_prefix(prefix: str) -> str | None:
     return None
 
 
-def _list_statement(caller: Caller, query: ListQuery) -> tuple[str, list[Any]]:
-    """A list's statement: fixed fragments and numbered arguments, only as many as the query has conditions."""
+def list_statement(caller: Caller, query: ListQuery, spans: Sequence[str] = ()) -> tuple[str, list[Any]]:
+    """A list's statement: fixed fragments and numbered arguments, only as many as the query has conditions.
+
+    With `spans` (ids, newest first) it is one query behind the other, each for the ids from a span's begin on: whether
+    a tag or a prefix is frequent is then judged for each span by itself, and nothing is read behind the one that fills
+    the page. Over all at once PostgreSQL would take one way for all, and walk through years to find what is old.
+    """
     arguments: list[Any] = []
 
     def argument(value: Any) -> str:
@@ -271,9 +286,16 @@ def _list_statement(caller: Caller, query: ListQuery) -> tuple[str, list[Any]]:
     columns = "id, state"
     if query.view != "MINIMAL":
         columns = "id, state, phase, created_at, document, notes, wait_reason, attempt"
-    where = " AND ".join(conditions) or "true"
-    sql = f"SELECT {columns} FROM task WHERE {where} ORDER BY id DESC LIMIT {argument(query.limit)}"  # noqa: S608
-    return sql, arguments
+    limit = argument(query.limit)
+    parts = []
+    spans = [span for span in spans if query.after is None or span < query.after]
+    for newer, span in zip([None, *spans], [*spans, None], strict=True):
+        place = [f"id >= {argument(span)}"] if span is not None else []
+        if newer is not None:
+            place.append(f"id < {argument(newer)}")
+        where = " AND ".join([*conditions, *place]) or "true"
+        parts.append(f"(SELECT {columns} FROM task WHERE {where} ORDER BY id DESC LIMIT {limit})")  # noqa: S608
+    return f"{' UNION ALL '.join(parts)} LIMIT {limit}" if spans else parts[0][1:-1], arguments
 
 
 def _task_record(row: Row, attempts: Sequence[Row], *, full: bool) -> TaskRecord:

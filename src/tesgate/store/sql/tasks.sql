@@ -150,6 +150,13 @@ WHERE t.phase <> 'ended' GROUP BY 1, 2;
 -- name: oldest_waiting
 SELECT extract(epoch FROM now() - min(created_at))::float8 FROM task WHERE phase = 'waiting';
 
+-- name: newest_partitions
+-- Where they begin; what is older than these lists treat as one.
+SELECT * FROM (
+    SELECT substring(pg_get_expr(c.relpartbound, c.oid) FROM 'FROM \(''([0-9a-z]+)''\)') AS lower
+    FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = 'task'::regclass
+) AS p WHERE lower IS NOT NULL ORDER BY lower COLLATE "C" DESC LIMIT 24;
+
 -- name: list_events
 SELECT number, at, kind, detail FROM task_event WHERE task_id = $1 ORDER BY id;
 
