@@ -27,7 +27,10 @@ LIMIT 1;
 
 -- name: get_states
 -- Gathered: the owner comes along, so that one statement serves many callers. By a join, for = ANY($1) prunes no partitions.
-SELECT t.id, t.owner, t."group", t.state FROM unnest($1::text[]) AS w(id) JOIN task t ON t.id = w.id;
+-- (OFFSET 0: one row after the other by the primary key, whatever the planner thinks of all partitions together.)
+SELECT t.id, t.owner, t."group", t.state
+FROM unnest($1::text[]) AS w(id)
+     CROSS JOIN LATERAL (SELECT id, owner, "group", state FROM task WHERE id = w.id OFFSET 0) t;
 
 -- name: get_task
 SELECT id, owner, "group", state, phase, created_at, document, notes, wait_reason, attempt FROM task WHERE id = $1;
@@ -36,8 +39,9 @@ SELECT id, owner, "group", state, phase, created_at, document, notes, wait_reaso
 -- BASIC has no tails and no system logs; they are large and stay where they are.
 SELECT a.task_id, a.number, a.backend, a.reported_at, a.ended_at, a.closed, a.snapshot, a.notes, a.outputs,
        CASE WHEN $2 THEN l.tails END AS tails
-FROM unnest($1::text[]) AS w(task_id) JOIN attempt a ON a.task_id = w.task_id
-     LEFT JOIN log l ON $2 AND l.task_id = a.task_id AND l.number = a.number
+FROM unnest($1::text[]) AS w(task_id)
+     CROSS JOIN LATERAL (SELECT * FROM attempt WHERE task_id = w.task_id OFFSET 0) a
+     LEFT JOIN LATERAL (SELECT tails FROM log WHERE $2 AND task_id = a.task_id AND number = a.number OFFSET 0) l ON true
 ORDER BY a.task_id, a.number;
 
 -- name: cancel_task
