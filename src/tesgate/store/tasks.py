@@ -84,7 +84,9 @@ class TaskStore:
         return [Inserted(new.id, False) if new.id in made else await self._existing(new) for new in batch]
 
     async def _existing(self, new: NewTask) -> Inserted | Exception:
-        row = await self._database.fetchrow(self._sql["find_idempotent"], new.id, new.owner, new.idempotency_key)
+        row = await self._database.fetchrow(
+            self._sql["find_idempotent"], new.id, new.owner, new.idempotency_key, idempotent=True
+        )
         if row is None:
             return RuntimeError("a task vanished between its insert and its reading")
         if row["id"] == new.id:
@@ -118,7 +120,7 @@ class TaskStore:
     async def list_tasks(self, caller: Caller, query: ListQuery) -> list[TaskRecord]:
         """One page, newest first: only what `caller` may see."""
         sql, arguments = list_statement(caller, query, await self._spans() if query.tags or query.name_prefix else ())
-        rows = await self._database.fetch(sql, *arguments, custom_plan=True)
+        rows = await self._database.fetch(sql, *arguments, idempotent=True, custom_plan=True)
         if query.view == "MINIMAL":
             return [TaskRecord(row["id"], row["state"]) for row in rows]
         full = query.view == "FULL"
