@@ -12,6 +12,8 @@ from tesgate.control.janitor import Janitor, LogKeeper
 from tesgate.errors import NotFound, TaskNotFound
 from tesgate.storage.workspace import Workspace
 from tesgate.store.database import Database
+from tesgate.store.partitions import PartitionStore
+from tesgate.store.tokens import TokenStore
 from tests.store.rows import ALICE, Rows
 
 DAY = timedelta(days=1)
@@ -25,6 +27,20 @@ async def ended(rows: Rows, workspace: Workspace, *, days_ago: float) -> str:
         "UPDATE task SET ended_at = now() - $2 * interval '1 day' WHERE id = $1", task_id, days_ago
     )
     return task_id
+
+
+def janitor_of(rows: Rows, workspace: Workspace, *, keep: timedelta, width: timedelta = 30 * DAY) -> Janitor:
+    return Janitor(
+        tasks=rows.tasks,
+        agents=rows.agents,
+        replicas=rows.replicas,
+        tokens=TokenStore(database=rows.database),
+        partitions=PartitionStore(database=rows.database, width=width),
+        logs=workspace,
+        trust=Trust(holder=rows.holder, window=DAY),
+        interval=DAY,
+        keep_tasks=keep,
+    )
 
 
 async def has_log(workspace: Workspace, task_id: str) -> bool:
@@ -42,15 +58,7 @@ async def test_old_tasks_go_with_their_logs_and_others_stay(database: Database, 
         await ended(rows, workspace, days_ago=9),
         await rows.submit(),
     )
-    janitor = Janitor(
-        tasks=rows.tasks,
-        agents=rows.agents,
-        replicas=rows.replicas,
-        logs=workspace,
-        trust=Trust(holder=rows.holder, window=DAY),
-        interval=DAY,
-        keep_tasks=10 * DAY,
-    )
+    janitor = janitor_of(rows, workspace, keep=10 * DAY)
     await janitor.once()
     with pytest.raises(TaskNotFound):
         await rows.tasks.get_state(ALICE, old)
@@ -72,3 +80,21 @@ async def test_logs_go_before_their_rows_do_and_orphans_go_too(database: Databas
         pass
     assert [await has_log(workspace, task_id) for task_id in (old, young, orphan)] == [False, True, False]
     assert await rows.tasks.get_state(ALICE, old) == "CANCELED"
+
+
+async def test_tokens_and_replicas_that_are_long_gone_go(database: Database, tmp_path: Path) -> None:
+    rows, tokens = await Rows.made(database), TokenStore(database=database)
+    for name in ("valid", "revoked", "revoked long ago", "ran out long ago"):
+        expires = DAY if name.startswith("ran out") else None
+        await tokens.create(name=name, kind="user", hash=name, subject=name, expires=expires)
+        if name.startswith("revoked"):
+            await tokens.revoke(name)
+    await database.execute(
+        """UPDATE token SET revoked_at = revoked_at - interval '91 days', expires_at = expires_at - interval '92 days'
+           WHERE name LIKE '%long ago'"""
+    )
+    await rows.replicas.enter("gone", host="there", roles=["api"])
+    await database.execute("UPDATE replica SET seen_at = now() - interval '8 days' WHERE id = 'gone'")
+    await janitor_of(rows, Workspace(tmp_path), keep=DAY).once()
+    assert [row["name"] for row in await tokens.list()] == ["valid", "revoked"]
+    assert [row["id"] for row in await database.fetch("SELECT id FROM replica")] == ["r1"]

@@ -64,8 +64,11 @@ class Replica:
         self.options = options
         self.settings = settings
         self.port = 0
+        self.program: Path | None = None
+        """The directory of another tesgate package that it is started from."""
         self.process: subprocess.Popen[bytes] | None = None
-        self.client = httpx.Client(timeout=30, trust_env=False)
+        # A connection that rests is dropped here first: the gateway could drop it while a request is on its way.
+        self.client = httpx.Client(timeout=30, trust_env=False, limits=httpx.Limits(keepalive_expiry=2))
 
     def command(self) -> list[str]:
         return [
@@ -76,7 +79,7 @@ class Replica:
 
     def begin(self) -> Replica:
         """Start it, and do not wait."""
-        environment = self._fleet.environment(**self.settings)
+        environment = self._fleet.environment(self.program, **self.settings)
         with self.log.open("ab") as log, self.log.with_suffix(".out").open("wb") as out:
             self.process = subprocess.Popen(
                 self.command(), stdin=subprocess.DEVNULL, stdout=out, stderr=log, env=environment
@@ -99,7 +102,7 @@ class Replica:
 
     def refused(self) -> tuple[int, str]:
         """Start it where it cannot; exit code and what it said."""
-        environment = self._fleet.environment(**self.settings)
+        environment = self._fleet.environment(self.program, **self.settings)
         done = subprocess.run(self.command(), capture_output=True, text=True, env=environment, timeout=30, check=False)
         assert "Traceback" not in done.stderr
         return done.returncode, done.stderr
@@ -230,16 +233,19 @@ class Fleet:
         if migrate:
             assert self.tesgate("migrate").startswith("Applied 0001_spine")
 
-    def environment(self, **settings: str) -> dict[str, str]:
+    def environment(self, program: Path | None = None, **settings: str) -> dict[str, str]:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("TESGATE_")}
         given = {**SETTINGS, "SECRET_KEY_FILE": str(self.key), **settings}
-        return {**inherited, **{f"TESGATE_{name}": value for name, value in given.items()}}
+        path = {} if program is None else {"PYTHONPATH": str(program)}
+        return {**inherited, **path, **{f"TESGATE_{name}": value for name, value in given.items()}}
 
-    def tesgate(self, *words: str) -> str:
+    def tesgate(self, *words: str, program: Path | None = None) -> str:
         """An operator's command that succeeds; what it printed."""
         command = [sys.executable, "-m", "tesgate.cli", *words, "--database-url", self.database_url]
         command += ["--data-dir", str(self.base / "operator")]
-        done = subprocess.run(command, capture_output=True, text=True, env=self.environment(), timeout=30, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=self.environment(program), timeout=30, check=False
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout
 

@@ -60,7 +60,9 @@ def test_another_secret_key_is_refused(fleet: Fleet, stranger: Replica, tmp_path
 
 @pytest.mark.usefixtures("leaves_no_trace")
 def test_a_newer_schema_is_refused(fleet: Fleet, stranger: Replica) -> None:
-    fleet.rows("INSERT INTO schema_migration (number, name, checksum) VALUES (9999, 'from_the_future', '')")
+    fleet.rows(
+        "INSERT INTO schema_migration (number, name, checksum, admits) VALUES (9999, 'from_the_future', '', 9999)"
+    )
     try:
         code, said = stranger.refused()
     finally:

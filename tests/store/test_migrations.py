@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import AsyncGenerator
+from datetime import timedelta
 from importlib.resources import files
+from pathlib import Path
 
 import asyncpg
 import pytest
@@ -15,6 +17,7 @@ from tesgate.store.database import Database
 from tesgate.store.deployment import claim_deployment, secret_fingerprint
 from tesgate.store.errors import ForeignDeployment, SchemaMismatch, StoreError
 from tesgate.store.migrations import Migration, check_schema, load_migrations, migrate, prepare_schema
+from tesgate.store.partitions import PartitionStore
 
 ONE = Migration(1, "one", "CREATE TABLE one (id int);")
 TWO = Migration(2, "two", "CREATE TABLE two (id int); INSERT INTO one VALUES (1);")
@@ -102,6 +105,83 @@ async def test_another_builds_migration_is_refused(empty: Database, automatic: b
         await prepare_schema(empty, automatic=automatic, migrations=[other])
 
 
+async def test_a_newer_schema_that_admits_this_program_is_used(empty: Database) -> None:
+    expands = dataclasses.replace(TWO, sql="-- admits: 1\n" + TWO.sql)
+    contracts = Migration(3, "contracts", "DROP TABLE one;")
+    await migrate(empty, [ONE, expands])
+    assert await prepare_schema(empty, automatic=False, migrations=[ONE]) == []
+    assert await prepare_schema(empty, automatic=True, migrations=[ONE]) == []
+    other = dataclasses.replace(ONE, sql="CREATE TABLE one (id bigint);")
+    with pytest.raises(SchemaMismatch, match="0001_one in the database is not this version's"):
+        await check_schema(empty, [other])
+    await migrate(empty, [ONE, expands, contracts])
+    with pytest.raises(SchemaMismatch, match=r"newer than this version of tesgate \(it has 0003_contracts\)"):
+        await check_schema(empty, [ONE])
+    with pytest.raises(SchemaMismatch, match="0003_contracts"):
+        await check_schema(empty, [ONE, expands])
+
+
+INDEX = Migration(
+    2,
+    "index",
+    """-- admits: 1
+-- transaction: none
+CREATE INDEX CONCURRENTLY IF NOT EXISTS one_id ON one (id);
+CREATE UNIQUE INDEX CONCURRENTLY IF NOT EXISTS one_once ON one (id);
+""",
+)
+
+
+async def test_an_index_that_was_left_invalid_is_made_again(empty: Database) -> None:
+    """As after a crash: the build of the second index does not get to its end."""
+    await migrate(empty, [ONE])
+    await empty.execute("INSERT INTO one VALUES (1), (1)")
+    with pytest.raises(StoreError, match="0002_index failed and what it did so far stays and is done again: could not"):
+        await migrate(empty, [ONE, INDEX])
+    valid = "SELECT indexrelid::regclass::text, indisvalid FROM pg_index WHERE indrelid = 'one'::regclass ORDER BY 1"
+    assert [tuple(row) for row in await empty.fetch(valid)] == [("one_id", True), ("one_once", False)]
+    with pytest.raises(SchemaMismatch, match="1 step behind"):
+        await check_schema(empty, [ONE, INDEX])
+    await empty.execute("DELETE FROM one")
+    assert await migrate(empty, [ONE, INDEX]) == [INDEX]
+    assert [tuple(row) for row in await empty.fetch(valid)] == [("one_id", True), ("one_once", True)]
+    await check_schema(empty, [ONE, INDEX])
+
+
+async def test_an_index_on_a_partitioned_table_is_made_partition_by_partition(empty: Database) -> None:
+    ours = load_migrations()
+    index = Migration(
+        len(ours) + 1,
+        "index",
+        """-- admits: 1
+-- transaction: none
+CREATE INDEX IF NOT EXISTS task_note ON ONLY task (wait_reason);
+CREATE INDEX CONCURRENTLY IF NOT EXISTS task_note_{partition} ON task_{partition} (wait_reason);
+ALTER INDEX task_note ATTACH PARTITION task_note_{partition};
+""",
+    )
+    await migrate(empty)
+    partitions = PartitionStore(database=empty, width=timedelta(days=30))
+    await partitions.cut()
+    await migrate(empty, [*ours, index])
+    assert await empty.fetchval("SELECT indisvalid FROM pg_index WHERE indexrelid = 'task_note'::regclass")
+    _, now = await partitions.read()
+    assert await partitions.cut(now=now + 90 * 86_400_000), "and later partitions have it too"
+
+
+@pytest.mark.parametrize("admits", ["0", "3"])
+async def test_what_a_migration_admits_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, admits: str
+) -> None:
+    steps = tmp_path / "sql" / "migrations"
+    steps.mkdir(parents=True)
+    (steps / "0001_one.sql").write_text("SELECT 1;")
+    (steps / "0002_two.sql").write_text(f"-- admits: {admits}\nSELECT 1;")
+    monkeypatch.setattr("tesgate.store.migrations.files", lambda package: tmp_path)
+    with pytest.raises(ValueError, match=r"0002_two\.sql admits a schema that there is not before it"):
+        load_migrations()
+
+
 def test_line_ends_do_not_change_the_checksum() -> None:
     assert Migration(1, "a", "x\r\ny\r\n").checksum == Migration(1, "a", "x\ny\n").checksum
 
@@ -112,14 +192,17 @@ async def test_our_own_migrations_make_the_schema(database: Database) -> None:
     assert count == len(load_migrations()) > 0
 
 
-async def test_the_readable_schema_is_what_the_migrations_make(database: Database, empty: Database) -> None:
+async def test_the_readable_schema_is_what_the_migrations_make(empty: Database) -> None:
     schema = files("tesgate.store").joinpath("sql", "schema.sql")
     connection = await asyncpg.connect(empty.dsn)
     try:
         await connection.execute(schema.read_text("utf-8"))
+        readable = await catalogue(empty)
+        await connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
     finally:
         await connection.close()
-    assert (await catalogue(empty)) == (await catalogue(database))
+    await migrate(empty)
+    assert readable == await catalogue(empty)
 
 
 async def catalogue(database: Database) -> dict[str, list[str]]:

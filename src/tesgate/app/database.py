@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 from tesgate.app.places import DataDir
 from tesgate.config import Settings
@@ -12,6 +13,7 @@ from tesgate.store.database import Database
 from tesgate.store.deployment import claim_deployment
 from tesgate.store.embedded import EmbeddedPostgres
 from tesgate.store.migrations import migrate, prepare_schema
+from tesgate.store.partitions import PartitionStore
 from tesgate.store.refusals import refusals
 
 __all__ = ["Opened", "open_database", "open_for_migration"]
@@ -33,7 +35,8 @@ async def open_database(settings: Settings, place: DataDir) -> AsyncIterator[Ope
     key = place.secret_key(settings)
     async with _connected(settings, place) as (database, embedded):
         with refusals(database):
-            await prepare_schema(database, automatic=embedded is not None)
+            if await prepare_schema(database, automatic=embedded is not None):
+                await _partitions(settings, database).cut()
             deployment = await claim_deployment(database, deployment_id=settings.deployment_id, secret=key)
         yield Opened(database, deployment, key, embedded)
 
@@ -42,7 +45,13 @@ async def open_for_migration(settings: Settings, place: DataDir) -> list[str]:
     """Bring the schema to this version; the steps that were taken."""
     async with _connected(settings, place) as (database, _):
         with refusals(database):
-            return [str(step) for step in await migrate(database)]
+            steps = [str(step) for step in await migrate(database)]
+            await _partitions(settings, database).cut()
+            return steps
+
+
+def _partitions(settings: Settings, database: Database) -> PartitionStore:
+    return PartitionStore(database=database, width=timedelta(days=settings.retention.partition_days))
 
 
 @asynccontextmanager

@@ -40,6 +40,7 @@ from tesgate.store.agents import AgentStore
 from tesgate.store.attempts import Assigned, AttemptStore, Holder, Start
 from tesgate.store.errors import StoreError
 from tesgate.store.listener import Listener, Notifier
+from tesgate.store.partitions import PartitionStore
 from tesgate.store.refusals import refusals
 from tesgate.store.replicas import ReplicaStore
 from tesgate.store.tasks import TaskStore
@@ -277,6 +278,8 @@ class Gateway:
             tasks=self._task_store,
             agents=self._agents,
             replicas=self._replicas,
+            tokens=self._tokens,
+            partitions=PartitionStore(database=self._database, width=timedelta(days=settings.retention.partition_days)),
             logs=self.workspace,
             trust=self._trust,
             interval=timedelta(seconds=control.janitor_interval),

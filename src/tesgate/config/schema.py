@@ -338,7 +338,18 @@ class ControlSettings(Group):
 class RetentionSettings(Group):
     """How long ended tasks are kept."""
 
-    task_days: float | None = Field(default=90.0, gt=0, description="Ended tasks (days); null: for ever.")
+    task_days: float | None = Field(
+        default=90.0,
+        gt=0,
+        description="Ended tasks (days), and up to `partition_days` longer where that is less; null: for ever.",
+    )
+    partition_days: int = Field(
+        default=30,
+        ge=1,
+        le=3650,
+        description="Tasks of so many days lie in one partition and are dropped together (days). Holds for partitions "
+        "that are made from now on.",
+    )
     log_days: float | None = Field(
         default=30.0, gt=0, description="Their whole logs in the workspace (days); null: for ever."
     )

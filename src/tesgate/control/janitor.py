@@ -9,8 +9,10 @@ import structlog
 
 from tesgate.control.held import Trust
 from tesgate.store.agents import AgentStore
+from tesgate.store.partitions import PartitionStore
 from tesgate.store.replicas import ReplicaStore
 from tesgate.store.tasks import TaskStore
+from tesgate.store.tokens import TokenStore
 
 __all__ = ["Janitor", "LogKeeper"]
 
@@ -41,6 +43,8 @@ class Janitor:
         tasks: TaskStore,
         agents: AgentStore,
         replicas: ReplicaStore,
+        tokens: TokenStore,
+        partitions: PartitionStore,
         logs: Logs,
         trust: Trust,
         interval: timedelta,
@@ -49,6 +53,8 @@ class Janitor:
         self._tasks = tasks
         self._agents = agents
         self._replicas = replicas
+        self._tokens = tokens
+        self._partitions = partitions
         self._logs = logs
         self._trust = trust
         self._interval = interval
@@ -62,9 +68,15 @@ class Janitor:
             return False
         await self._agents.forget(timedelta(days=7))
         await self._replicas.forget()
+        await self._tokens.forget()
+        await self._partitions.cut()
         if self._keep_tasks is None:
             return False
-        expired = await self._tasks.expired(self._keep_tasks, self.BATCH)
+        # Logs of what is dropped stay behind for a moment: each replica's LogKeeper finds them without a row.
+        if await self._partitions.drop_oldest(self._keep_tasks):
+            return True
+        below, behind = await self._partitions.one_by_one(self._keep_tasks)
+        expired = await self._tasks.expired(self._keep_tasks, self.BATCH, below=below, behind=behind)
         for task_id in expired:
             # Files before rows: a crash in between leaves a row without logs, not logs that nobody can find.
             await self._logs.remove(task_id)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import NewType
 
-__all__ = ["TaskId", "TaskIds", "created_at", "is_task_id"]
+__all__ = ["TaskId", "TaskIds", "created_at", "id_time", "ids_from", "is_task_id"]
 
 TaskId = NewType("TaskId", str)
 
@@ -24,16 +24,24 @@ def is_task_id(text: str) -> bool:
 
 def created_at(task_id: str) -> float | None:
     """When an id was made, in seconds since the epoch by its gateway's clock; None: it is no id."""
-    if not is_task_id(task_id):
-        return None
-    number = 0
-    for letter in task_id[:10]:
-        number = number << 5 | _ALPHABET.index(letter)
-    return number / 1000
+    return id_time(task_id) / 1000 if is_task_id(task_id) else None
 
 
 def _encode(number: int) -> str:
     return "".join(_ALPHABET[(number >> shift) & 31] for shift in range(125, -1, -5))
+
+
+def ids_from(moment_ms: int) -> str:
+    """Where the ids of this moment (milliseconds since 1970) begin: 10 characters that no earlier id is behind."""
+    return _encode(moment_ms << 80)[:10]
+
+
+def id_time(task_id: str) -> int:
+    """When an id (or what `ids_from` gave) was made, in milliseconds since 1970."""
+    made = 0
+    for letter in task_id[:10]:
+        made = made << 5 | _ALPHABET.index(letter)
+    return made
 
 
 class TaskIds:

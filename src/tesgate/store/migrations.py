@@ -2,6 +2,17 @@
 
 ``store/sql/migrations/NNNN_name.sql`` are applied in order, each in a transaction of its own, one process at a time,
 and recorded with a checksum in ``schema_migration``. ``store/sql/schema.sql`` is the readable whole.
+
+Two lines of a migration are read by this module::
+
+    -- admits: 3
+    -- transaction: none
+
+*admits* is the oldest schema whose programs still work on the result: their newest migration has this number. Without
+the line it is the migration's own number, and no older program runs on the result. *transaction: none* is for what
+cannot be in one (CREATE INDEX CONCURRENTLY): each statement is sent by itself, so each must be harmless to repeat; an
+index that a crash left invalid is dropped before. One with ``{partition}`` in it is sent for each partition's suffix;
+none is cut or dropped meanwhile.
 """
 
 from __future__ import annotations
@@ -25,14 +36,34 @@ logger = logging.getLogger(__name__)
 ADVISORY_LOCK = 0x7465736761746501
 """Of the process that migrates ("tesgate", 1)."""
 
+CUTTING_LOCK = 0x7465736761746502
+"""Of the process that cuts or drops partitions (store/sql/partitions.sql: take_turn)."""
+
 RECORD = """
 CREATE TABLE IF NOT EXISTS schema_migration (
     number     integer     PRIMARY KEY,
     name       text        NOT NULL,
     checksum   text        NOT NULL,
-    applied_at timestamptz NOT NULL DEFAULT now()
+    applied_at timestamptz NOT NULL DEFAULT now(),
+    admits     integer     NOT NULL
 )
 """
+
+READ = "SELECT number, name, checksum, admits FROM schema_migration"
+
+INVALID = """
+SELECT c.oid::regclass::text FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
+WHERE NOT i.indisvalid AND c.relkind = 'i' AND c.relnamespace = current_schema()::regnamespace
+  AND NOT EXISTS (SELECT FROM pg_stat_progress_create_index p WHERE p.index_relid = c.oid)
+"""
+"""What a CREATE INDEX CONCURRENTLY left that did not get to its end. (Never an index of a partitioned table.)"""
+
+PARTITIONS = """
+SELECT substr(c.relname, 6) FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+WHERE i.inhparent = to_regclass('task') ORDER BY 1
+"""
+
+_HEADER = re.compile(r"^-- (admits|transaction): *(\S+) *$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -42,6 +73,26 @@ class Migration:
     number: int
     name: str
     sql: str
+
+    @property
+    def admits(self) -> int:
+        """The number of the oldest schema whose programs may run on the result."""
+        return int(self._header("admits", str(self.number)))
+
+    @property
+    def transactional(self) -> bool:
+        """Whether all of it is one transaction."""
+        return self._header("transaction", "one") != "none"
+
+    def _header(self, name: str, default: str) -> str:
+        found: dict[str, str] = dict(_HEADER.findall(self.sql))
+        return found.get(name, default)
+
+    @property
+    def statements(self) -> list[str]:
+        """Its statements one by one, for a migration without a transaction: each ends with a semicolon and its line."""
+        code = "\n".join(line for line in self.sql.splitlines() if not line.lstrip().startswith("--"))
+        return [statement.strip() for statement in re.split(r";[ \t]*(?:\n|$)", code) if statement.strip()]
 
     @property
     def checksum(self) -> str:
@@ -62,6 +113,8 @@ def load_migrations() -> list[Migration]:
         if not match:
             raise ValueError(f"{entry.name} is not named NNNN_name.sql")
         found.append(Migration(int(match[1]), match[2], entry.read_text("utf-8")))
+        if not 1 <= found[-1].admits <= found[-1].number:
+            raise ValueError(f"{entry.name} admits a schema that there is not before it")
     found.sort(key=lambda migration: migration.number)
     if [migration.number for migration in found] != list(range(1, len(found) + 1)):
         raise ValueError("the numbers of the migrations have a gap or a number twice")
@@ -82,7 +135,7 @@ async def migrate(database: Database, migrations: Sequence[Migration] | None = N
         try:
             await connection.execute("SELECT pg_advisory_lock($1)", ADVISORY_LOCK)
             await connection.execute(RECORD)
-            missing = _missing(wanted, await connection.fetch("SELECT number, name, checksum FROM schema_migration"))
+            missing = _missing(wanted, await connection.fetch(READ))
             for migration in missing:
                 await _apply(connection, migration)
             return missing
@@ -98,15 +151,23 @@ async def migrate(database: Database, migrations: Sequence[Migration] | None = N
 
 
 async def _apply(connection: asyncpg.Connection[asyncpg.Record], migration: Migration) -> None:
+    kept = "nothing of it was kept" if migration.transactional else "what it did so far stays and is done again"
     try:
-        async with connection.transaction():
-            await connection.execute(migration.sql)
-            await connection.execute(
-                "INSERT INTO schema_migration (number, name, checksum) VALUES ($1, $2, $3)",
-                migration.number,
-                migration.name,
-                migration.checksum,
-            )
+        if migration.transactional:
+            async with connection.transaction():
+                await connection.execute(migration.sql)
+                await _record(connection, migration)
+        else:
+            for index in await connection.fetch(INVALID):
+                await connection.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {index[0]}")
+                logger.warning("dropped the index %s, which an interrupted migration left invalid", index[0])
+            await connection.execute("SELECT pg_advisory_lock($1)", CUTTING_LOCK)
+            partitions = [row[0] for row in await connection.fetch(PARTITIONS)]
+            for statement in migration.statements:
+                for partition in partitions if "{partition}" in statement else [""]:
+                    await connection.execute(statement.replace("{partition}", partition))
+            await _record(connection, migration)
+            await connection.execute("SELECT pg_advisory_unlock($1)", CUTTING_LOCK)
     except asyncpg.PostgresError as exc:
         if is_fault(exc) or isinstance(exc, asyncpg.InsufficientPrivilegeError):
             raise
@@ -115,16 +176,26 @@ async def _apply(connection: asyncpg.Connection[asyncpg.Record], migration: Migr
                 f"The database holds tables of another program ({exc}): give tesgate a database of its own with "
                 "database_url. Nothing was changed."
             ) from exc
-        raise StoreError(f"The migration {migration} failed and nothing of it was kept: {exc}.") from exc
+        raise StoreError(f"The migration {migration} failed and {kept}: {exc}.") from exc
     logger.info("applied migration %s", migration)
 
 
+async def _record(connection: asyncpg.Connection[asyncpg.Record], migration: Migration) -> None:
+    await connection.execute(
+        "INSERT INTO schema_migration (number, name, checksum, admits) VALUES ($1, $2, $3, $4)",
+        migration.number,
+        migration.name,
+        migration.checksum,
+        migration.admits,
+    )
+
+
 async def check_schema(database: Database, migrations: Sequence[Migration] | None = None) -> None:
-    """Raises `SchemaMismatch`, saying what to do, unless the schema is exactly this version's."""
+    """Raises `SchemaMismatch`, saying what to do, unless the schema is this version's or a newer one that admits it."""
     wanted = load_migrations() if migrations is None else list(migrations)
     rows: Sequence[asyncpg.Record] = []
     if await database.fetchval("SELECT to_regclass('schema_migration') IS NOT NULL"):
-        rows = await database.fetch("SELECT number, name, checksum FROM schema_migration")
+        rows = await database.fetch(READ)
     missing = _missing(wanted, rows)
     if missing and not rows and await database.fetchval("SELECT to_regclass('task') IS NOT NULL"):
         raise SchemaMismatch(
@@ -155,10 +226,13 @@ def _missing(wanted: Sequence[Migration], rows: Sequence[asyncpg.Record]) -> lis
         row = applied[number]
         migration = known.get(number)
         if migration is None:
-            raise SchemaMismatch(
-                f"The database's schema is newer than this version of tesgate (it has {number:04d}_{row['name']}): "
-                "upgrade this tesgate, or give it another database."
-            )
+            newest = max(known, default=0)
+            if newest < row["admits"] or number <= newest:
+                raise SchemaMismatch(
+                    f"The database's schema is newer than this version of tesgate (it has {number:04d}_{row['name']}): "
+                    "upgrade this tesgate, or give it another database."
+                )
+            continue
         if row["checksum"] != migration.checksum:
             raise SchemaMismatch(
                 f"The migration {migration} in the database is not this version's: the database was made by another "

@@ -6,6 +6,7 @@ not exist.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -25,7 +26,11 @@ from tesgate.store.gather import Gather
 from tesgate.store.queries import load_queries
 from tesgate.store.wakes import Wakes
 
-__all__ = ["TaskStore"]
+__all__ = ["TaskStore", "behind_prefix", "list_statement"]
+
+INDEXED_NAME = 64
+"""Characters of a name that its index has (schema.sql: task_name)."""
+LAST_CHARACTER = 0x10FFFF
 
 PATIENCE = 20.0
 """Seconds after which a client is told that the database is away; the statement under way by then may take its own
@@ -59,6 +64,7 @@ class TaskStore:
         self._ended = ended
         self._database = database
         self._wakes = wakes
+        self._newest_spans: tuple[float, Sequence[str]] = (0.0, ())
         self._sql = {**load_queries("tasks"), **load_queries("task_reads")}
         self._inserts: Gather[NewTask, Inserted] = Gather(self._insert_batch, max_batch=200, patience=PATIENCE)
         self._states: Gather[str, _Owned | None] = Gather(self._state_batch, max_batch=500, patience=PATIENCE)
@@ -174,9 +180,17 @@ class TaskStore:
 
     async def _list(self, batch: Sequence[tuple[Caller, ListQuery]]) -> list[list[TaskRecord] | Exception]:
         ((caller, query),) = batch
-        sql, arguments = _list_statement(caller, query)
-        rows = await self._database.fetch(sql, *arguments, within=WITHIN_WRITE)
+        sql, arguments = list_statement(caller, query, await self._spans() if query.tags or query.name_prefix else ())
+        rows = await self._database.fetch(sql, *arguments, idempotent=True, within=WITHIN_WRITE, custom_plan=True)
         return [[TaskRecord(row["id"], row["state"]) for row in rows]]
+
+    async def _spans(self) -> Sequence[str]:
+        """Where the newer partitions begin, newest first; a minute old at most, for nothing depends on it but time."""
+        read_at, spans = self._newest_spans
+        if time.monotonic() - read_at > 60 or not spans:
+            spans = [row["lower"] for row in await self._database.fetch(self._sql["newest_partitions"])]
+            self._newest_spans = (time.monotonic(), spans)
+        return spans
 
     async def list_events(self, caller: Caller, task_id: str) -> list[dict[str, Any]]:
         """What was decided about a task, in order. Raises `TaskNotFound`."""
@@ -272,9 +286,10 @@ class TaskStore:
         """Seconds for which the oldest waiting task has been waiting; 0 with an empty queue."""
         return await self._database.fetchval(self._sql["oldest_waiting"]) or 0.0
 
-    async def expired(self, keep: timedelta, limit: int) -> list[str]:
-        """Ended tasks older than `keep`."""
-        return [row["id"] for row in await self._database.fetch(self._sql["expired_tasks"], keep, limit)]
+    async def expired(self, keep: timedelta, limit: int, *, below: str, behind: str) -> list[str]:
+        """Ended tasks older than `keep`, of those with an id below `below`, or from `behind` on."""
+        rows = await self._database.fetch(self._sql["expired_tasks"], keep, limit, below, behind)
+        return [row["id"] for row in rows]
 
     async def delete(self, task_ids: Sequence[str]) -> None:
         """Retention: rows of ended tasks go, with their attempts, tails and events."""
@@ -295,8 +310,23 @@ def visible(caller: Caller, owner: str, group: str | None) -> bool:
     return caller.admin or owner == caller.subject or (group is not None and group in caller.groups)
 
 
-def _list_statement(caller: Caller, query: ListQuery) -> tuple[str, list[Any]]:
-    """A list's statement: fixed fragments and numbered arguments, only as many as the query has conditions."""
+def behind_prefix(prefix: str) -> str | None:
+    """The first text behind all that begin with `prefix`, in the order of code points; None: there is none."""
+    for length in range(len(prefix), 0, -1):
+        number = ord(prefix[length - 1]) + 1
+        if number <= LAST_CHARACTER:
+            # No text has surrogates.
+            return prefix[: length - 1] + chr(0xE000 if 0xD800 <= number <= 0xDFFF else number)
+    return None
+
+
+def list_statement(caller: Caller, query: ListQuery, spans: Sequence[str] = ()) -> tuple[str, list[Any]]:
+    """A list's statement: fixed fragments and numbered arguments, only as many as the query has conditions.
+
+    With `spans` (ids, newest first) it is one query behind the other, each for the ids from a span's begin on: whether
+    a tag or a prefix is frequent is then judged for each span by itself, and nothing is read behind the one that fills
+    the page. Over all at once PostgreSQL would take one way for all, and walk through years to find what is old.
+    """
     arguments: list[Any] = []
 
     def argument(value: Any) -> str:
@@ -314,7 +344,12 @@ def _list_statement(caller: Caller, query: ListQuery) -> tuple[str, list[Any]]:
     if query.state is not None:
         conditions.append(f"state = {argument(query.state)}")
     if query.name_prefix:
-        conditions.append(f"starts_with(name, {argument(query.name_prefix)})")
+        beginning = query.name_prefix[:INDEXED_NAME]
+        conditions.append(f"left(name, {INDEXED_NAME}) >= {argument(beginning)}")
+        if (end := behind_prefix(beginning)) is not None:
+            conditions.append(f"left(name, {INDEXED_NAME}) < {argument(end)}")
+        if beginning != query.name_prefix:
+            conditions.append(f"starts_with(name, {argument(query.name_prefix)})")
     exact = {key: value for key, value in query.tags if value is not None}
     for key, value in query.tags:
         if value is None:
@@ -323,9 +358,16 @@ def _list_statement(caller: Caller, query: ListQuery) -> tuple[str, list[Any]]:
             conditions.append("false")  # one key cannot have two values
     if exact:
         conditions.append(f"tags @> {argument(exact)}::jsonb")
-    where = " AND ".join(conditions) or "true"
-    sql = f"SELECT id, state FROM task WHERE {where} ORDER BY id DESC LIMIT {argument(query.limit)}"  # noqa: S608
-    return sql, arguments
+    limit = argument(query.limit)
+    parts = []
+    spans = [span for span in spans if query.after is None or span < query.after]
+    for newer, span in zip([None, *spans], [*spans, None], strict=True):
+        place = [f"id >= {argument(span)}"] if span is not None else []
+        if newer is not None:
+            place.append(f"id < {argument(newer)}")
+        where = " AND ".join([*conditions, *place]) or "true"
+        parts.append(f"(SELECT id, state FROM task WHERE {where} ORDER BY id DESC LIMIT {limit})")  # noqa: S608
+    return f"{' UNION ALL '.join(parts)} LIMIT {limit}" if spans else parts[0][1:-1], arguments
 
 
 def _task_record(row: Row, attempts: Sequence[Row], *, notes: Sequence[str], full: bool) -> TaskRecord:

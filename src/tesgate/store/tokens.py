@@ -92,3 +92,7 @@ class TokenStore:
     async def revoke(self, name: str) -> bool:
         """No longer valid; False: there is none of that name, or it was revoked before."""
         return await self._database.fetchval(self._sql["revoke_token"], name) is not None
+
+    async def forget(self) -> None:
+        """Rows of tokens that were revoked or ran out 90 days ago."""
+        await self._database.execute(self._sql["forget_tokens"])

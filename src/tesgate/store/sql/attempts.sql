@@ -42,11 +42,16 @@ SELECT id, version, number, agent_id, $8 || id || '-' || number AS external_name
 
 -- name: agent_orders
 -- Everything that the answer to a poll depends on: what the agent has, and what it should have.
+WITH w AS (
+    SELECT task_id, number FROM attempt WHERE agent_id = $1 AND NOT closed
+    UNION
+    SELECT * FROM unnest($2::text[], $3::integer[])
+)
 SELECT a.task_id, a.number, a.closed OR t.attempt <> a.number AS closed, a.acknowledged_at IS NOT NULL AS acknowledged,
        t.state = 'CANCELING' AS canceling, t.version, a.agent_id IS NOT DISTINCT FROM $1 AS its_own
-FROM attempt a JOIN task t ON t.id = a.task_id
-WHERE a.agent_id = $1 AND NOT a.closed
-   OR (a.task_id, a.number) IN (SELECT * FROM unnest($2::text[], $3::integer[]));
+FROM w
+     CROSS JOIN LATERAL (SELECT * FROM attempt WHERE task_id = w.task_id AND number = w.number OFFSET 0) a
+     CROSS JOIN LATERAL (SELECT * FROM task WHERE id = w.task_id OFFSET 0) t;
 
 -- name: acknowledge
 -- protocol: acknowledge. The task is locked before its attempt, as everywhere.
@@ -64,16 +69,18 @@ WITH t AS (
 UPDATE task SET phase = 'started', version = task.version + 1 FROM a WHERE task.id = a.task_id;
 
 -- name: starts
--- What a plan is computed from. The plan itself is never stored.
+-- What a plan is computed from. The plan itself is never stored. (OFFSET 0: one row after the other, by the primary keys.
+-- Costs count all partitions, though all but one are left out, and a join would read every open attempt.)
 SELECT t.id, a.number, a.external_name, t.document
-FROM attempt a JOIN task t ON t.id = a.task_id AND t.attempt = a.number
-WHERE (a.task_id, a.number) IN (SELECT * FROM unnest($1::text[], $2::integer[])) AND NOT a.closed;
+FROM unnest($1::text[], $2::integer[]) AS w(task_id, number)
+     CROSS JOIN LATERAL (SELECT * FROM attempt WHERE task_id = w.task_id AND number = w.number AND NOT closed OFFSET 0) a
+     CROSS JOIN LATERAL (SELECT * FROM task WHERE id = w.task_id AND attempt = w.number OFFSET 0) t;
 
 -- name: report
 -- protocol: report. The newest snapshot wins; whoever holds the publish lease has it renewed by every answer.
 WITH x AS (
     SELECT t.id, t.state, t.phase, a.report_version, t.publisher = $2 AND t.publish_until > now() AND t.state <> 'CANCELING' AS leased
-    FROM task t JOIN attempt a ON a.task_id = t.id AND a.number = $2
+    FROM task t JOIN attempt a ON a.task_id = $1 AND a.number = $2
     WHERE t.id = $1 AND t.attempt = $2 AND a.instance = $3 AND NOT a.closed
     FOR NO KEY UPDATE OF t, a
 ), newer AS (
@@ -92,7 +99,7 @@ WITH x AS (
         publish_until = CASE WHEN x.leased THEN now() + $8::interval ELSE task.publish_until END,
         version = task.version + 1
     FROM x
-    WHERE task.id = x.id
+    WHERE task.id = $1
       AND (x.leased OR x.phase = 'assigned' OR $7 AND x.state IN ('QUEUED', 'INITIALIZING'))
     RETURNING task.id
 )
@@ -103,7 +110,7 @@ SELECT x.state = 'CANCELING' AS stop, coalesce(x.leased, false) AS leased FROM x
 WITH x AS (
     SELECT t.id, t.state, a.report_version,
            t.publish_until IS NULL OR t.publish_until <= now() OR t.publisher = $2 AS free
-    FROM task t JOIN attempt a ON a.task_id = t.id AND a.number = $2
+    FROM task t JOIN attempt a ON a.task_id = $1 AND a.number = $2
     WHERE t.id = $1 AND t.attempt = $2 AND a.instance = $3 AND NOT a.closed
     FOR NO KEY UPDATE OF t, a
 ), newer AS (
@@ -118,7 +125,7 @@ WITH x AS (
     UPDATE task SET publisher = $2, publish_until = now() + $8::interval,
                     state = CASE WHEN $7 AND x.state IN ('QUEUED', 'INITIALIZING') THEN 'RUNNING' ELSE task.state END,
                     phase = 'started', version = task.version + 1
-    FROM x WHERE task.id = x.id AND x.free AND x.state <> 'CANCELING'
+    FROM x WHERE task.id = $1 AND x.free AND x.state <> 'CANCELING'
     RETURNING task.id
 )
 SELECT x.state = 'CANCELING' AS stop, u.id IS NOT NULL AS leased FROM x LEFT JOIN u ON true;
@@ -128,7 +135,7 @@ SELECT x.state = 'CANCELING' AS stop, u.id IS NOT NULL AS leased FROM x LEFT JOI
 WITH x AS (
     SELECT t.id, t.state, a.agent_id, t.need_cpu_milli, t.need_ram_bytes, t.need_disk_bytes,
            t.publish_until IS NULL OR t.publish_until <= now() OR t.publisher = $2 AS free
-    FROM task t JOIN attempt a ON a.task_id = t.id AND a.number = $2
+    FROM task t JOIN attempt a ON a.task_id = $1 AND a.number = $2
     WHERE t.id = $1 AND t.attempt = $2 AND a.instance = $3 AND NOT a.closed AND t.phase <> 'ended'
     FOR NO KEY UPDATE OF t, a
 ), ok AS (
@@ -136,7 +143,7 @@ WITH x AS (
 ), u AS (
     UPDATE task SET state = $7, phase = 'ended', ended_at = now(), publisher = NULL, publish_until = NULL,
                     crashes = 0, version = task.version + 1
-    FROM ok WHERE task.id = ok.id
+    FROM ok WHERE task.id = $1
     RETURNING task.id
 ), a AS (
     UPDATE attempt SET closed = true, ended_at = now(), snapshot = $5::json, outputs = $8::json, report_version = $4,
@@ -170,7 +177,7 @@ WITH x AS (
                 WHEN $13 AND t.attempt < $5 THEN NULL
                 ELSE 'SYSTEM_ERROR' END AS final,
            t.publish_until > now() AND NOT (t.publisher = $2 AND $3 <> 'lost') AS blocked
-    FROM task t JOIN attempt a ON a.task_id = t.id AND a.number = $2
+    FROM task t JOIN attempt a ON a.task_id = $1 AND a.number = $2
     WHERE t.id = $1 AND t.attempt = $2 AND NOT a.closed AND t.phase <> 'ended'
       AND ($7::text IS NULL OR a.instance = $7)
       AND ($10::integer IS NULL OR t.version = $10)
@@ -191,7 +198,7 @@ WITH x AS (
         not_before = CASE WHEN x.final IS NULL THEN now() + $6::interval END,
         wait_reason = CASE WHEN x.final IS NULL THEN 'attempt ' || $2 || ' was ' || $3 || ': ' || $4 END,
         replica_id = NULL, replica_epoch = NULL, version = task.version + 1
-    FROM x WHERE task.id = x.id
+    FROM x WHERE task.id = $1
     RETURNING task.id, task.phase, task.state
 ), a AS (
     UPDATE attempt SET closed = true, ended_at = now(),

@@ -53,6 +53,9 @@ CREATE TABLE agent (
     seen_at          timestamptz NOT NULL DEFAULT now()
 );
 
+-- Tasks, attempts, logs and events are partitioned by the task's id, which begins with its time: the oldest partitions are
+-- dropped together (store/partitions.py cuts and drops them). No foreign keys between them: a partition that is referred
+-- to cannot be dropped quickly, and every statement that writes an attempt, a log or an event holds its task's row.
 CREATE TABLE task (
     id                  text COLLATE "C" PRIMARY KEY,
     owner               text        NOT NULL,
@@ -91,22 +94,24 @@ CREATE TABLE task (
     crashes             integer     NOT NULL DEFAULT 0,
     -- false: the backend may still hold something of an attempt
     released            boolean     NOT NULL DEFAULT true,
-    idempotency_key     text,
-    body_hash           text,
     CONSTRAINT task_ended CHECK ((phase = 'ended') = (ended_at IS NOT NULL)),
     CONSTRAINT task_terminal CHECK (
         (phase = 'ended') = (state IN ('COMPLETE', 'EXECUTOR_ERROR', 'SYSTEM_ERROR', 'CANCELED'))
     )
-);
-CREATE UNIQUE INDEX task_idempotency ON task (owner, idempotency_key) WHERE idempotency_key IS NOT NULL;
+) PARTITION BY RANGE (id);
+CREATE TABLE task_later PARTITION OF task FOR VALUES FROM (MINVALUE) TO (MAXVALUE);
 CREATE INDEX task_owner ON task (owner, id DESC);
 CREATE INDEX task_owner_state ON task (owner, state, id DESC);
 CREATE INDEX task_group ON task ("group", id DESC) WHERE "group" IS NOT NULL;
-CREATE INDEX task_tags ON task USING gin (tags jsonb_path_ops);
+CREATE INDEX task_state ON task (state, id DESC);
+-- for a tag and for a key alone
+CREATE INDEX task_tags ON task USING gin (tags);
+-- for prefixes; an index cannot hold names of any length
+CREATE INDEX task_name ON task (left(name, 64));
 -- the dispatcher's queue: for each owner the oldest first
 CREATE INDEX task_waiting ON task (owner, id) WHERE phase = 'waiting';
 -- what has not ended, for the metrics
-CREATE INDEX task_open ON task (id) WHERE phase <> 'ended';
+CREATE INDEX task_open ON task (owner, id) WHERE phase <> 'ended';
 -- ends that wait for a publish lease
 CREATE INDEX task_pending ON task (id) WHERE phase = 'waiting' AND (pending_state IS NOT NULL OR state = 'CANCELING');
 -- what a replica follows, and what a silent one leaves to be adopted
@@ -115,7 +120,7 @@ CREATE INDEX task_held ON task (replica_id) WHERE phase IN ('assigned', 'started
 CREATE INDEX task_ended_at ON task (ended_at) WHERE phase = 'ended';
 
 CREATE TABLE attempt (
-    task_id         text COLLATE "C" NOT NULL REFERENCES task ON DELETE CASCADE,
+    task_id         text COLLATE "C" NOT NULL,
     number          integer     NOT NULL,
     backend         text        NOT NULL,
     external_name   text        NOT NULL,
@@ -139,7 +144,8 @@ CREATE TABLE attempt (
     notes           jsonb       NOT NULL DEFAULT '[]',
     outputs         json,
     PRIMARY KEY (task_id, number)
-);
+) PARTITION BY RANGE (task_id);
+CREATE TABLE attempt_later PARTITION OF attempt FOR VALUES FROM (MINVALUE) TO (MAXVALUE);
 CREATE INDEX attempt_agent ON attempt (agent_id) WHERE NOT closed;
 
 -- Tails of stdout and stderr, one row an attempt: [{"stdout": …, "stderr": …}, …] by executor.
@@ -147,20 +153,33 @@ CREATE TABLE log (
     task_id text COLLATE "C" NOT NULL,
     number  integer NOT NULL,
     tails   json    NOT NULL,
-    PRIMARY KEY (task_id, number),
-    FOREIGN KEY (task_id, number) REFERENCES attempt ON DELETE CASCADE
-);
+    PRIMARY KEY (task_id, number)
+) PARTITION BY RANGE (task_id);
+CREATE TABLE log_later PARTITION OF log FOR VALUES FROM (MINVALUE) TO (MAXVALUE);
 
 -- What was decided, in order. The submission itself is the task's row.
 CREATE TABLE task_event (
-    id      bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    task_id text COLLATE "C" NOT NULL REFERENCES task ON DELETE CASCADE,
+    id      bigint GENERATED ALWAYS AS IDENTITY,
+    task_id text COLLATE "C" NOT NULL,
     number  integer     NOT NULL,
     at      timestamptz NOT NULL DEFAULT clock_timestamp(),
     kind    text        NOT NULL,
-    detail  text
+    detail  text,
+    PRIMARY KEY (task_id, id)
+) PARTITION BY RANGE (task_id);
+CREATE TABLE task_event_later PARTITION OF task_event FOR VALUES FROM (MINVALUE) TO (MAXVALUE);
+
+-- Idempotency keys, unique over all partitions of task. A key lives as long as its task.
+CREATE TABLE idempotency (
+    owner      text        NOT NULL,
+    key        text        NOT NULL,
+    task_id    text COLLATE "C" NOT NULL,
+    -- SHA-256 (hex) of the body in canonical form: another body under the same key is a mistake of the client
+    body_hash  text,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (owner, key)
 );
-CREATE INDEX task_event_task ON task_event (task_id, id);
+CREATE INDEX idempotency_task ON idempotency (task_id);
 
 CREATE TABLE token (
     name       text        PRIMARY KEY,

@@ -1,22 +1,36 @@
 -- name: insert_tasks
 -- protocol: submit. Gathered. A row whose idempotency key is there already is left out of the answer, and so is one
 -- whose id is there: the statement may be sent again.
+WITH n AS (
+    SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
+                         $8::bigint[], $9::bigint[], $10::bigint[], $11::text[], $12::text[])
+        AS n(id, owner, grp, name, document, tags, notes, cpu, ram, disk, key, hash)
+), k AS (
+    INSERT INTO idempotency (owner, key, task_id, body_hash)
+    SELECT owner, key, id, hash FROM n WHERE key IS NOT NULL ORDER BY owner, key
+    ON CONFLICT DO NOTHING
+    RETURNING task_id
+)
 INSERT INTO task (id, owner, "group", name, state, phase, document, tags, notes,
-                  need_cpu_milli, need_ram_bytes, need_disk_bytes, idempotency_key, body_hash)
+                  need_cpu_milli, need_ram_bytes, need_disk_bytes)
 SELECT n.id, n.owner, n.grp, n.name, 'QUEUED', 'waiting', n.document::json, n.tags::jsonb, n.notes::jsonb,
-       n.cpu, n.ram, n.disk, n.key, n.hash
-FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
-            $8::bigint[], $9::bigint[], $10::bigint[], $11::text[], $12::text[])
-     AS n(id, owner, grp, name, document, tags, notes, cpu, ram, disk, key, hash)
+       n.cpu, n.ram, n.disk
+FROM n WHERE n.key IS NULL OR n.id IN (SELECT task_id FROM k)
 ON CONFLICT DO NOTHING
 RETURNING id;
 
 -- name: find_idempotent
-SELECT id, body_hash FROM task WHERE id = $1 OR owner = $2 AND idempotency_key = $3 ORDER BY id = $1 DESC LIMIT 1;
+(SELECT id, NULL AS body_hash FROM task WHERE id = $1)
+UNION ALL
+(SELECT task_id, body_hash FROM idempotency WHERE owner = $2 AND key = $3)
+LIMIT 1;
 
 -- name: get_states
--- Gathered: the owner comes along, so that one statement serves many callers.
-SELECT id, owner, "group", state FROM task WHERE id = ANY($1::text[]);
+-- Gathered: the owner comes along, so that one statement serves many callers. By a join, for = ANY($1) prunes no partitions.
+-- (OFFSET 0: one row after the other by the primary key, whatever the planner thinks of all partitions together.)
+SELECT t.id, t.owner, t."group", t.state
+FROM unnest($1::text[]) AS w(id)
+     CROSS JOIN LATERAL (SELECT id, owner, "group", state FROM task WHERE id = w.id OFFSET 0) t;
 
 -- name: cancel_task
 -- protocol: cancel. What nobody has begun and no lease protects ends at once; the rest is CANCELING until it is stopped.
@@ -35,7 +49,7 @@ WITH t AS (
         pending_state = NULL,
         cancel_requested_at = now(),
         version = task.version + 1
-    FROM t WHERE task.id = t.id AND t.phase <> 'ended' AND t.state <> 'CANCELING'
+    FROM t WHERE task.id = $1 AND t.phase <> 'ended' AND t.state <> 'CANCELING'
     RETURNING task.id, task.state, task.attempt
 ), never_begun AS (
     -- clients read logs[0] of every ended task
@@ -45,7 +59,7 @@ WITH t AS (
     INSERT INTO task_event (task_id, number, kind) SELECT u.id, u.attempt, 'cancel' FROM u
 )
 SELECT coalesce(u.state, t.state) AS state, u.id IS NOT NULL AS changed, t.replica_id,
-       (SELECT agent_id FROM attempt WHERE task_id = t.id AND number = t.attempt AND NOT closed) AS agent_id
+       (SELECT agent_id FROM attempt WHERE task_id = $1 AND number = t.attempt AND NOT closed) AS agent_id
 FROM t LEFT JOIN u ON true;
 
 -- name: waiting_tasks
@@ -134,15 +148,35 @@ SELECT count(*) FROM task WHERE phase IN ('assigned', 'started') AND publish_unt
 -- name: oldest_waiting
 SELECT extract(epoch FROM now() - min(created_at))::float8 FROM task WHERE phase = 'waiting';
 
+-- name: newest_partitions
+-- Where they begin; what is older than these lists treat as one.
+SELECT * FROM (
+    SELECT substring(pg_get_expr(c.relpartbound, c.oid) FROM 'FROM \(''([0-9a-z]+)''\)') AS lower
+    FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = 'task'::regclass
+) AS p WHERE lower IS NOT NULL ORDER BY lower COLLATE "C" DESC LIMIT 24;
+
 -- name: list_events
 SELECT number, at, kind, detail FROM task_event WHERE task_id = $1 ORDER BY id;
 
 -- name: expired_tasks
-SELECT id FROM task WHERE phase = 'ended' AND ended_at < now() - $1::interval AND released ORDER BY ended_at LIMIT $2;
+-- Only below $3: the rest goes with its partition.
+SELECT id FROM task WHERE phase = 'ended' AND ended_at < now() - $1::interval AND released
+  AND (id < $3 OR id >= $4)
+ORDER BY ended_at LIMIT $2;
 
 -- name: delete_tasks
-DELETE FROM task WHERE id = ANY($1::text[]) AND phase = 'ended';
+WITH gone AS (
+    DELETE FROM task USING unnest($1::text[]) AS w(id) WHERE task.id = w.id AND phase = 'ended' RETURNING task.id
+), a AS (
+    DELETE FROM attempt USING gone WHERE task_id = gone.id
+), l AS (
+    DELETE FROM log USING gone WHERE task_id = gone.id
+), e AS (
+    DELETE FROM task_event USING gone WHERE task_id = gone.id
+)
+DELETE FROM idempotency USING gone WHERE task_id = gone.id;
 
 -- name: keeping_logs
 -- Of these tasks, those whose logs are still kept: not ended, or ended not so long ago. A task without a row has none.
-SELECT id FROM task WHERE id = ANY($1::text[]) AND (ended_at IS NULL OR $2::interval IS NULL OR ended_at > now() - $2::interval);
+SELECT t.id FROM unnest($1::text[]) AS w(id) JOIN task t ON t.id = w.id
+WHERE t.ended_at IS NULL OR $2::interval IS NULL OR t.ended_at > now() - $2::interval;

@@ -20,3 +20,7 @@ SELECT name, kind, subject, groups, admin, pool, created_at, expires_at, revoked
 
 -- name: revoke_token
 UPDATE token SET revoked_at = now() WHERE name = $1 AND revoked_at IS NULL RETURNING name;
+
+-- name: forget_tokens
+-- They let nobody in any more, and whoever lists them has seen them for long enough.
+DELETE FROM token WHERE least(revoked_at, expires_at) < now() - interval '90 days';
