@@ -292,13 +292,20 @@ class Database:
     ) -> list[Row]:
         """All rows. Raises `DatabaseUnavailable`.
 
-        `custom_plan`: planned for these values, which costs a round trip or two and some of the server's time.
+        `custom_plan`: planned for these values, which costs two round trips and some of the server's time.
         """
 
         async def planned(connection: Connection) -> list[Row]:
-            async with connection.transaction(readonly=True):
-                await connection.execute("SET LOCAL plan_cache_mode = force_custom_plan", timeout=within)
-                return await connection.fetch(sql, *args, timeout=within)
+            # Not asyncpg's own transaction: its BEGIN and ROLLBACK have no deadline.
+            try:
+                begin = "BEGIN READ ONLY; SET LOCAL plan_cache_mode = force_custom_plan"
+                await connection.execute(begin, timeout=within)
+                rows = await connection.fetch(sql, *args, timeout=within)
+                await connection.execute("COMMIT", timeout=within)
+            except BaseException:
+                connection.terminate()
+                raise
+            return rows
 
         async def as_always(connection: Connection) -> list[Row]:
             return await connection.fetch(sql, *args, timeout=within)
