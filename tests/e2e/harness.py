@@ -82,6 +82,8 @@ class Gateway:
         for name, value in {**SETTINGS, "RUNTIME__DOCKER_SOCKET": socket, **settings}.items():
             environment["TESGATE_" + name] = value
         self.environment = {**environment, "E2E_CRASH": str(self.crash), "PYTHONPATH": str(CRASHING)}
+        self.wrapper: list[str] = []
+        """Words before the command, such as ``ip netns exec NAME``."""
 
     # processes
 
@@ -90,6 +92,7 @@ class Gateway:
         out = self.log_path.with_suffix(".out")
         command = [sys.executable, "-m", "tesgate.cli", "serve", "--port", str(self.port), "--runtime", self.runtime]
         command += ["--data-dir", str(self.data), "--file-root", str(self.files)]
+        command = [*self.wrapper, *command]
         with out.open("wb") as stdout, self.log_path.open("ab") as stderr:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, env=self.environment
@@ -257,11 +260,12 @@ class Gateway:
     # what lies below
 
     def rows(self, query: str, *arguments: Any) -> list[dict[str, Any]]:
-        """Ask the embedded database itself."""
+        """Ask the database itself, the embedded one or the one that the settings name."""
 
         async def ask() -> list[dict[str, Any]]:
-            server = self.postmaster()
-            dsn = f"postgresql://tesgate@/tesgate?host={server.socket_directory}&port=5432"
+            dsn = self.environment.get("TESGATE_DATABASE_URL") or (
+                f"postgresql://tesgate@/tesgate?host={self.postmaster().socket_directory}&port=5432"
+            )
             connection = await asyncpg.connect(dsn)
             try:
                 return [dict(row) for row in await connection.fetch(query, *arguments)]
