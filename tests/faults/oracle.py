@@ -135,6 +135,9 @@ class Mix:
         work.document["inputs"] = [{"url": self._url(self._input), "path": "/data/in", "type": "FILE"}]
         return self._out(work, self._input.read_bytes())
 
+    def _quiet(self) -> Work:
+        return self._work("quiet", [self._nap() + "true"], ("COMPLETE",), codes=(0,))
+
     def _fails(self) -> Work:
         scripts = [self._nap() + "echo partly > /count/out; exit 7", "echo never >> /count/out"]
         return self._out(self._work("fails", scripts, ("EXECUTOR_ERROR",), codes=(7,)), b"partly\n")

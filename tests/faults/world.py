@@ -6,18 +6,20 @@ import contextlib
 import os
 import random
 import signal
+import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
 from tests.beds.docker import USUAL_SOCKET
 from tests.e2e.harness import Gateway, wait_for
 from tests.faults.oracle import Mix, Oracle, Witness, Work
 
-__all__ = ["LEAST", "Site", "kill_if_alive", "site"]
+__all__ = ["LEAST", "Site", "fill", "kill_if_alive", "site", "small_disk"]
 
 LEAST = {
     "AGENT__CPUS": "64",
@@ -88,7 +90,10 @@ class Site:
 
     def assert_few_connections(self) -> None:
         """Nobody who was killed still holds connections to the database, and the living hold a bounded number."""
-        query = "SELECT count(*) AS n FROM pg_stat_activity WHERE backend_type = 'client backend'"
+        query = (
+            "SELECT count(*) AS n FROM pg_stat_activity "
+            "WHERE backend_type = 'client backend' AND datname = current_database()"
+        )
         wait_for("few connections", lambda: self.gateway.rows(query)[0]["n"] <= 16 + 4, 20)
         for process in (psutil.Process(self.gateway.process.pid if self.gateway.process else 0), self.gateway.agent()):
             assert process is None or process.num_fds() < 250, process
@@ -98,7 +103,7 @@ class Site:
         self.gateway.close()
         self.witness.close()
         # Whatever failed above: no sandbox of ours may sleep on.
-        mark = f"TESGATE_STEP={(self.gateway.data / 'agent').resolve()}/".encode()
+        mark = f"TESGATE_STEP={self.gateway.scratch.resolve()}/".encode()
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
                 with contextlib.suppress(OSError, psutil.Error):
@@ -136,3 +141,25 @@ def site(
         yield made
     finally:
         made.close()
+
+
+@contextlib.contextmanager
+def small_disk(path: Path, megabytes: int) -> Iterator[Path]:
+    """A file system of its own, of that size."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a small disk")
+    path.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m,mode=0700", "tmpfs", path], check=True)
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "-l", path], check=True)
+
+
+def fill(path: Path) -> None:
+    """Write a file until the disk is full."""
+    with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        for size in (1 << 20, 4096):
+            with contextlib.suppress(OSError):
+                while file.write(b"\0" * size) == size:
+                    pass

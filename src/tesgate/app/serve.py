@@ -44,6 +44,7 @@ async def serve(settings: Settings) -> int:
     place.make()
     try:
         with place.locked(), _listening(settings) as listener:
+            place.check_original()
             async with Gateway.open(settings, place) as gateway:
                 return await _run(gateway, listener)
     except StoreError as error:
