@@ -15,12 +15,9 @@ import pytest
 
 from tests.e2e.harness import Gateway, wait_for
 from tests.faults.oracle import Work
-from tests.faults.world import LEAST, fill, site, small_disk
+from tests.faults.world import LEAST, Clock, fill, site, small_disk
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.slow]
-
-FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
-
 
 def held(work: Work, name: str = "go") -> Work:
     """Its first executor waits for a file in the attempt's scratch."""
@@ -60,22 +57,18 @@ def test_an_agent_that_was_stopped_past_its_time_finds_its_claims_gone(bubblewra
         assert set(here.oracle.attempts().values()) == {2}
 
 
-@pytest.mark.skipif(FAKETIME is None, reason="libfaketime is not installed (apt-get install libfaketime)")
 def test_the_clock_is_moved(bubblewrap: Any, external: str, tmp_path: Path) -> None:
     """Hours forward, then back, for gateway and agent; a time limit of the executors counts what really passed."""
-    clock = tmp_path / "clock"
-    clock.write_text("+0")
+    clock = Clock(tmp_path)
     with site(tmp_path / "site", random.Random(2), start=False, DATABASE_URL=external, **LEAST, TIMEOUTS__EXECUTOR="300") as here:
-        here.gateway.environment.update(
-            LD_PRELOAD=str(FAKETIME), FAKETIME_TIMESTAMP_FILE=str(clock), FAKETIME_NO_CACHE="1", DONT_FAKE_MONOTONIC="1"
-        )
+        here.gateway.environment.update(clock.environment)
         here.gateway.start().ready()
         here.oracle.start()
         works = [held(work) for work in here.mix.make(4, kinds=["plain"])]
         here.oracle.submit(works)
         counts = [begun(here.gateway, work) for work in works]
-        for moved in ("+30h", "-30h"):
-            clock.write_text(moved)
+        for hours in (30, -30):
+            clock.move(hours * 3600)
             here.kill_both()
             here.gateway.start()
             agent = wait_for("the agent to live", here.gateway.agent)

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from tests.beds.docker import USUAL_SOCKET
 from tests.e2e.harness import Gateway, wait_for
 from tests.faults.oracle import Mix, Oracle, Witness, Work
 
-__all__ = ["LEAST", "Site", "fill", "kill_if_alive", "site", "small_disk"]
+__all__ = ["LEAST", "Clock", "Site", "fill", "kill_if_alive", "site", "small_disk"]
 
 LEAST = {
     "AGENT__CPUS": "64",
@@ -141,6 +142,23 @@ def site(
         yield made
     finally:
         made.close()
+
+
+class Clock:
+    """A wall clock that can be set, for whoever is started with `environment`; no other clock is touched."""
+
+    def __init__(self, base: Path) -> None:
+        library = base / "clock.so"
+        source = Path(__file__).parent / "clock.c"
+        subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library, source], check=True)
+        self._path = base / "clock"
+        self.move(0)
+        self.environment = {"LD_PRELOAD": str(library), "FAULTS_CLOCK": str(self._path)}
+
+    def move(self, seconds: int) -> None:
+        """It shows so many seconds more than it should from now on."""
+        with self._path.open("r+b" if self._path.exists() else "wb") as file:  # the same file: it is mapped
+            file.write(seconds.to_bytes(8, sys.byteorder, signed=True))
 
 
 @contextlib.contextmanager
