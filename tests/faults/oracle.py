@@ -35,6 +35,7 @@ class Witness:
 
     def __init__(self, host: str = "127.0.0.1") -> None:
         self.lines: list[str] = []
+        self.host = host
         witness = self
 
         class Handler(socketserver.StreamRequestHandler):
@@ -62,7 +63,7 @@ class Witness:
         """The line of a script that tells us that executor `index` begins. An attempt's scratch names the attempt."""
         mark = "m=$(cat /count/.id 2>/dev/null) || { m=$(cat /proc/sys/kernel/random/uuid); echo $m > /count/.id; }; "
         if runtime == "bubblewrap":
-            return f"{mark}echo {name} $m {index} > /dev/tcp/127.0.0.1/{self.port} || exit 99; "
+            return f"{mark}echo {name} $m {index} > /dev/tcp/{self.host}/{self.port} || exit 99; "
         route = "ip route | awk '/^default/ {print $3}'"
         return f"{mark}echo {name} $m {index} | nc -w 9 $({route}) {self.port} || exit 99; "
 
@@ -189,6 +190,8 @@ class Oracle:
         self._thread: threading.Thread | None = None
         self.wrong: list[str] = []
         """What was broken so far, a sentence each."""
+        self.witness_needed = True
+        """Executors can reach the witness."""
 
     # clients
 
@@ -348,7 +351,7 @@ class Oracle:
             if found != content:
                 self.wrong.append(f"{path} is {found if found is None else found[:60]!r}")
         begun = self._witness.starts()
-        if not any(task == work.name for task, _, _ in begun):
+        if self.witness_needed and not any(task == work.name for task, _, _ in begun):
             self.wrong.append(f"nobody saw {work.name} begin")
 
     def assert_logs(self) -> None:

@@ -19,6 +19,7 @@ from tests.faults.world import LEAST, Clock, fill, site, small_disk
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.slow]
 
+
 def held(work: Work, name: str = "go") -> Work:
     """Its first executor waits for a file in the attempt's scratch."""
     command = work.document["executors"][0]["command"]
@@ -32,10 +33,14 @@ def begun(gateway: Gateway, work: Work, number: int = 1) -> Path:
     return wait_for("it to begin", lambda: next(found.glob(f"*{work.id}-{number}/rw/count/.id"), None)).parent
 
 
-def test_an_agent_that_was_stopped_past_its_time_finds_its_claims_gone(bubblewrap: Any, external: str, tmp_path: Path) -> None:
-    """SIGSTOP until the agent is lost, then SIGCONT: its attempts are others' by then, and it stops and removes them."""
+def test_an_agent_that_was_stopped_past_its_time_finds_its_claims_gone(
+    bubblewrap: Any, external: str, tmp_path: Path
+) -> None:
+    """SIGSTOP until the agent is lost, then SIGCONT: its attempts are others' by then, so it removes them."""
     rng = random.Random(1)
-    with site(tmp_path, rng, **LEAST, DATABASE_URL=external, CONTROL__AGENT_LOST_AFTER="4", CONTROL__POLL_INTERVAL="0.5") as here:
+    with site(
+        tmp_path, rng, **LEAST, DATABASE_URL=external, CONTROL__AGENT_LOST_AFTER="4", CONTROL__POLL_INTERVAL="0.5"
+    ) as here:
         works = [held(work) for work in here.mix.make(3, kinds=["plain"])]
         here.oracle.submit(works)
         first = [begun(here.gateway, work) for work in works]
@@ -57,10 +62,40 @@ def test_an_agent_that_was_stopped_past_its_time_finds_its_claims_gone(bubblewra
         assert set(here.oracle.attempts().values()) == {2}
 
 
+def test_an_agent_that_was_stopped_past_its_publish_lease_makes_nothing_visible(
+    bubblewrap: Any, external: str, tmp_path: Path
+) -> None:
+    """It had the lease and was about to rename; when it goes on, the lease and the attempt are others'."""
+    spans = {"CONTROL__AGENT_LOST_AFTER": "4", "CONTROL__POLL_INTERVAL": "0.5", "CONTROL__PUBLISH_LEASE": "6"}
+    with site(tmp_path / "site", random.Random(14), DATABASE_URL=external, **LEAST, **spans) as here:
+        (work,) = here.mix.make(1, kinds=["plain"])
+        here.gateway.arm("stop", "after-lease")
+        here.oracle.submit([work])
+        wait_for("the agent to stop itself", Path(f"{here.gateway.crash}.done").exists)
+        gone = "SELECT 1 FROM attempt JOIN task ON id = task_id WHERE id = $1 AND closed AND publish_until < now()"
+        wait_for("attempt and lease to be gone", lambda: here.gateway.rows(gone, work.id))
+        (target,) = work.files
+        assert not target.exists()
+        target.parent.mkdir(exist_ok=True)
+        target.write_text("somebody else's")  # whoever renames over it now, does so without the lease
+        known = target.stat().st_ino
+        agent = here.gateway.agent()
+        assert agent is not None
+        agent.resume()
+        begins = here.gateway.scratch / "attempts"
+        wait_for("the first attempt to be removed", lambda: not list(begins.glob(f"*{work.id}-1")))
+        second = here.gateway.rows("SELECT 1 FROM task WHERE id = $1 AND (publisher = 2 OR phase = 'ended')", work.id)
+        assert second or target.stat().st_ino == known
+        here.finish()
+        assert here.oracle.attempts() == {work.name: 2}
+
+
 def test_the_clock_is_moved(bubblewrap: Any, external: str, tmp_path: Path) -> None:
     """Hours forward, then back, for gateway and agent; a time limit of the executors counts what really passed."""
     clock = Clock(tmp_path)
-    with site(tmp_path / "site", random.Random(2), start=False, DATABASE_URL=external, **LEAST, TIMEOUTS__EXECUTOR="300") as here:
+    with site(
+        tmp_path / "site", random.Random(2), start=False, DATABASE_URL=external, **LEAST, TIMEOUTS__EXECUTOR="300"
+    ) as here:
         here.gateway.environment.update(clock.environment)
         here.gateway.start().ready()
         here.oracle.start()
@@ -83,9 +118,10 @@ def test_the_clock_is_moved(bubblewrap: Any, external: str, tmp_path: Path) -> N
 
 def test_the_disk_under_the_scratch_is_full(bubblewrap: Any, external: str, tmp_path: Path) -> None:
     """A task fills it; the attempts there end all the same, others wait, and go on when there is room again."""
-    with small_disk(tmp_path / "scratch", 24) as disk, site(
-        tmp_path / "site", random.Random(3), DATABASE_URL=external, **LEAST, AGENT__SCRATCH=str(disk)
-    ) as here:
+    with (
+        small_disk(tmp_path / "scratch", 24) as disk,
+        site(tmp_path / "site", random.Random(3), DATABASE_URL=external, **LEAST, AGENT__SCRATCH=str(disk)) as here,
+    ):
         greedy = here.mix.make(1, kinds=["fails"])[0]
         del greedy.document["outputs"]
         greedy.files.clear()
@@ -148,8 +184,10 @@ def test_a_row_that_kills_its_driver_takes_no_bystander_along(bubblewrap: Any, e
             here.gateway.begin()
             wait_for(
                 "it to die, or to give the row up",
-                lambda: here.gateway.is_dead()
-                or here.gateway.rows("SELECT 1 FROM task WHERE id = $1 AND phase = 'ended'", bad.id),
+                lambda: (
+                    here.gateway.is_dead()
+                    or here.gateway.rows("SELECT 1 FROM task WHERE id = $1 AND phase = 'ended'", bad.id)
+                ),
             )
             deaths += here.gateway.is_dead()
             assert deaths < 8
@@ -173,7 +211,18 @@ def test_a_copy_of_a_data_directory_does_not_start(bubblewrap: Any, tmp_path: Pa
         copy = tmp_path / "copy"
         subprocess.run(["cp", "-a", here.gateway.data, copy], check=True)
         done = subprocess.run(
-            [sys.executable, "-m", "tesgate.cli", "serve", "--port", "0", "--data-dir", copy, "--runtime", "bubblewrap"],
+            [
+                sys.executable,
+                "-m",
+                "tesgate.cli",
+                "serve",
+                "--port",
+                "0",
+                "--data-dir",
+                copy,
+                "--runtime",
+                "bubblewrap",
+            ],
             capture_output=True,
             text=True,
             timeout=60,
@@ -182,9 +231,9 @@ def test_a_copy_of_a_data_directory_does_not_start(bubblewrap: Any, tmp_path: Pa
         )
         assert done.returncode == 2, done.stderr
         assert f"{copy} is a copy of another gateway's data directory" in done.stderr
+        words = ["agent", "--url", f"http://127.0.0.1:{here.gateway.port}", "--token-file", copy / "agent.token"]
         agent = subprocess.run(
-            [sys.executable, "-m", "tesgate.runner", "agent", "--url", f"http://127.0.0.1:{here.gateway.port}"]
-            + ["--token-file", copy / "agent.token", "--scratch", copy / "agent", "--runtime", "bubblewrap"],
+            [sys.executable, "-m", "tesgate.runner", *words, "--scratch", copy / "agent", "--runtime", "bubblewrap"],
             capture_output=True,
             text=True,
             timeout=60,
@@ -243,4 +292,3 @@ def test_an_agent_of_the_version_before(bubblewrap: Any, external: str, tmp_path
         here.cancel_all(quick)
         here.finish()
         assert set(here.oracle.attempts().values()) == {1}
-

@@ -35,5 +35,3 @@ def test_postgres_is_killed_with_tasks_in_flight(bubblewrap: Any, tmp_path: Path
         here.kill_postgres()
         here.cancel_all(works)
         here.finish()
-
-

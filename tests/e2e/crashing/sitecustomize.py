@@ -1,4 +1,5 @@
-"""Loaded by the agents of the kill tests (through PYTHONPATH): at a crash point kills gateway, agent, or both, once.
+"""Loaded by the agents of the kill tests (through PYTHONPATH): at a crash point kills gateway, agent, or both, or
+stops the agent, once.
 
 In a gateway whose E2E_POISON names a file: whoever acts on the task whose id is in that file dies, process and all.
 
@@ -21,6 +22,9 @@ def arm(path: str) -> None:
             return
         if wanted in (name, f"{name}:{passed}"):
             os.rename(path, path + ".done")
+            if who == "stop":
+                os.kill(os.getpid(), signal.SIGSTOP)
+                return
             if who != "agent":
                 os.kill(int(gateway), signal.SIGKILL)
             if who != "gateway":
