@@ -166,6 +166,21 @@ def test_the_disk_under_the_workspace_is_full(bubblewrap: Any, external: str, tm
             here.gateway.close()
 
 
+def test_a_workspace_that_was_lost_gets_its_logs_again(bubblewrap: Any, external: str, tmp_path: Path) -> None:
+    """The runner goes on where the gateway says that its copy of a log ends."""
+    with site(tmp_path / "site", random.Random(15), DATABASE_URL=external, **LEAST) as here:
+        (work,) = here.mix.make(1, kinds=["loud"])
+        command = work.document["executors"][0]["command"]
+        command[-1] += "; while [ ! -e /count/go ]; do sleep 0.05; done; echo end"
+        assert work.stdout is not None
+        half, work.stdout = work.stdout, work.stdout + b"end\n"
+        here.oracle.submit([work])
+        wait_for("the first half", lambda: here.gateway.log(work.id).content == half)
+        shutil.rmtree(here.gateway.data / "workspace/logs" / work.id)
+        (begun(here.gateway, work) / "go").touch()
+        here.finish()
+
+
 def test_a_row_that_kills_its_driver_takes_no_bystander_along(bubblewrap: Any, external: str, tmp_path: Path) -> None:
     """Whoever acts on it dies, process and all. It is given up, and tasks that ran beside it each time are not."""
     poison = tmp_path / "poison"

@@ -38,7 +38,7 @@ VARIANTS = {  # name: (what the search must find, where)
     "stop-leaves-no-tombstone": ("after", Scope(faults=1)),
     "forget-before-logs": ("logs", Scope(faults=0)),
     # what the table leaves open or says otherwise
-    "forget-leaves-no-tombstone": ("twice", Scope(faults=1)),
+    "old-answer-obeyed": ("twice", Scope(faults=1)),
     "old-poll-heard": ("missing", Scope(faults=1)),
     "old-session-heard": ("missing", Scope()),
     "report-counts-as-listed": ("missing", Scope()),
