@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 ENDED: tuple[str, ...] = ("COMPLETE", "SYSTEM_ERROR", "CANCELED")
 ATTEMPTS = 2
 TOMBSTONE = "tombstone"
+ORDERS = ("start", "stop", "forget")
+"""What a poll's answer carries."""
 
 
 class Task(NamedTuple):
@@ -225,7 +227,7 @@ class Protocol:
         """agent | newest session, newest poll; closed: 410, it registers again | answer: start, stop, forget"""
         if not host.up:
             return None
-        s = self.given_up(s, host)
+        s = self.given_up(s, host.instance)
         if not any(agent.instance == host.instance and agent.open for agent in s.agents):
             return self.register(s, host)
         s = self.acknowledge(self.newest(s, host.instance, "old-poll-heard"), host.instance, host.have())
@@ -233,12 +235,11 @@ class Protocol:
             s = getattr(self, m.kind)(s, m)
         return s
 
-    def given_up(self, s: State, host: Host) -> State:
+    def given_up(self, s: State, instance: int) -> State:
         """An agent has one poll at a time: when it asks again, what an earlier one was answered is never obeyed."""
         if not s.net or self.variant == "old-answer-obeyed":
             return s
-        orders = ("start", "stop", "forget")
-        return s._replace(net=frozenset(m for m in s.net if m.kind not in orders or m.instance != host.instance))
+        return s._replace(net=frozenset(m for m in s.net if m.kind not in ORDERS or m.instance != instance))
 
     def late_poll(self, s: State, m: Message) -> State:
         """A poll that was held up (its answer reaches nobody): a newer poll or session has made it obsolete."""
@@ -496,6 +497,8 @@ class Protocol:
 
     def held_up(self, s: State, m: Message) -> State:
         """A message, or a copy of it, is held up; who waits for its answer gives up waiting and goes on."""
+        if m.kind in ORDERS:  # the answer of a newer poll than that of any order that is on its way
+            s = self.given_up(s, m.instance)
         return s._replace(net=s.net | {m})
 
     def trouble(self, s: State, host: Host, n: int, work: Work) -> State | None:
