@@ -129,8 +129,9 @@ def test_the_disk_under_the_scratch_is_full(bubblewrap: Any, external: str, tmp_
         full = "cat /dev/zero > /count/zeros 2>/dev/null; while [ ! -e /count/go ]; do sleep 0.05; done; exit 7; "
         command[-1] = command[-1].replace("sleep", full + "sleep", 1)
         quick = [held(work) for work in here.mix.make(4, kinds=["quiet"])]
-        here.oracle.submit([*quick, greedy])
+        here.oracle.submit(quick)
         counts = [begun(here.gateway, work) for work in quick]
+        here.oracle.submit([greedy])
         go = begun(here.gateway, greedy)
         wait_for("the disk to be full", lambda: os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize < 4096)
         for count in counts:
