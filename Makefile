@@ -11,6 +11,8 @@ PYTEST ?= $(PY) -m pytest
 # Test processes of `make test`; most tests wait for something. Modules stay together, and so do all Docker tests.
 PROCESSES ?= 2
 ARGS ?=
+ROUNDS ?= 1
+SEED ?=
 
 .PHONY: help
 help: ## say what there is
@@ -23,6 +25,10 @@ demo: $(READY) ## a gateway with an agent on this machine, and a task that runs 
 .PHONY: test
 test: beds ## everything, with every real service that can be had here (up to 20 minutes)
 	@$(PYTEST) -n $(PROCESSES) --dist loadgroup $(ARGS)
+
+.PHONY: soak
+soak: beds ## faults at random moments: ROUNDS rounds from SEED on (3 to 5 minutes each, and more the first)
+	@ROUNDS=$(ROUNDS) SEED=$(SEED) $(PYTEST) tests/soak/rounds.py -q -s $(ARGS)
 
 .PHONY: beds
 beds: $(READY) ## what the tests' real services need, as far as this machine lets us install it

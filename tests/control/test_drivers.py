@@ -92,6 +92,37 @@ async def test_a_row_that_crashes_its_driver_ends_and_stops_nobody_else(rows: Ro
     await rows.check_room()
 
 
+async def test_a_row_of_a_backend_that_is_not_here_stops_nobody_else(rows: Rows) -> None:
+    """As a newer gateway may leave one behind."""
+    a = await Replica.made(rows.database, crash_limit=2)
+    agent = FakeAgent("agent1")
+    await agent.register(a)
+    bad, good = await rows.submit(), await rows.submit()
+    async with a.dispatching():
+        await agent.take(a, bad)
+        await agent.take(a, good)
+    await rows.database.execute("UPDATE attempt SET backend = 'elsewhere' WHERE task_id = $1", bad)
+    await a.enter()
+    async with a.following():
+        await a.keeper.once()
+        await until("the end", lambda: ended(rows, bad))
+        await a.service.finish(good, 1, agent.report("COMPLETE"))
+    record = await rows.tasks.get_task(ALICE, bad, full=True)
+    assert record.attempts[0].system_logs[-1].endswith("this gateway has no backend 'elsewhere'")
+    assert (await rows.row(good))["state"] == "COMPLETE"
+
+
+async def test_a_document_that_cannot_be_read_holds_up_nobody_else(rows: Rows) -> None:
+    a = await Replica.made(rows.database)
+    agent = FakeAgent("agent1")
+    await agent.register(a)
+    bad, good = await rows.submit(), await rows.submit()
+    await rows.database.execute("""UPDATE task SET document = '{"inputs": 5}' WHERE id = $1""", bad)
+    async with a.dispatching():
+        await agent.take(a, good)
+    assert (await rows.row(good))["state"] == "RUNNING"
+
+
 async def test_what_passes_is_counted_below_the_limit(rows: Rows, backend: Scripted) -> None:
     a = await Replica.made(rows.database, backend=backend, crash_limit=3)
     agent = FakeAgent("agent1")

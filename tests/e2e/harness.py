@@ -72,6 +72,7 @@ class Gateway:
         base = base.resolve()
         self.data, self.files, self.runtime = base / "data", base / "files", runtime
         self.files.mkdir(parents=True)
+        self.scratch = Path(settings.get("AGENT__SCRATCH") or self.data / "agent")
         self.socket = socket
         self.port = 0
         self.crash = base / "crash"
@@ -84,26 +85,35 @@ class Gateway:
         for name, value in {**SETTINGS, "RUNTIME__DOCKER_SOCKET": socket, **settings}.items():
             environment["TESGATE_" + name] = value
         self.environment = {**environment, "E2E_CRASH": str(self.crash), "PYTHONPATH": str(CRASHING)}
+        self.wrapper: list[str] = []
+        """Words before the command, such as ``ip netns exec NAME``."""
 
     # processes
 
-    def start(self) -> Gateway:
-        """Start it, and return when it answers."""
+    def begin(self) -> Path:
+        """Start it, and do not wait; where it says that it listens."""
         out = self.log_path.with_suffix(".out")
         command = [*self.before, sys.executable, "-m", "tesgate.cli", "serve"]
         command += ["--port", str(self.port), "--runtime", self.runtime]
         command += ["--data-dir", str(self.data), "--file-root", str(self.files)]
+        command = [*self.wrapper, *command]
         with out.open("wb") as stdout, self.log_path.open("ab") as stderr:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, env=self.environment
             )
+        return out
+
+    def start(self) -> Gateway:
+        """Start it, and return when it answers."""
+        out = self.begin()
         process = self.process
+        assert process is not None
 
         def listens() -> re.Match[str] | None:
             assert process.poll() is None, self.log_path.read_text()[-3000:]
             return re.search(r"listens on http://127\.0\.0\.1:(\d+)", out.read_text())
 
-        self.port = int(wait_for("the gateway to listen", listens)[1])
+        self.port = int(wait_for("the gateway to listen", listens, 60)[1])
         self.client.base_url = httpx.URL(f"http://127.0.0.1:{self.port}/ga4gh/tes/v1")
         wait_for("the gateway to answer", lambda: self.client.get("/service-info").status_code == 200)
         return self
@@ -260,11 +270,12 @@ class Gateway:
     # what lies below
 
     def rows(self, query: str, *arguments: Any) -> list[dict[str, Any]]:
-        """Ask the embedded database itself."""
+        """Ask the database itself, the embedded one or the one that the settings name."""
 
         async def ask() -> list[dict[str, Any]]:
-            server = self.postmaster()
-            dsn = f"postgresql://tesgate@/tesgate?host={server.socket_directory}&port=5432"
+            dsn = self.environment.get("TESGATE_DATABASE_URL") or (
+                f"postgresql://tesgate@/tesgate?host={self.postmaster().socket_directory}&port=5432"
+            )
             connection = await asyncpg.connect(dsn)
             try:
                 return [dict(row) for row in await connection.fetch(query, *arguments)]
@@ -276,26 +287,26 @@ class Gateway:
     def containers(self) -> list[str]:
         """Containers on the engine, or sandboxes' processes, that belong to this gateway."""
         if self.runtime == "docker":
-            filters = quote(json.dumps({"label": [f"tesgate.scratch={(self.data / 'agent').resolve()}"]}))
+            filters = quote(json.dumps({"label": [f"tesgate.scratch={self.scratch.resolve()}"]}))
             status, body = engine_call(self.socket, "GET", f"/containers/json?all=1&filters={filters}")
             assert status == 200, body
             return [name.lstrip("/") for found in json.loads(body) for name in found["Names"]]
         return list(self._sandboxes())
 
     def _sandboxes(self) -> Iterator[str]:
-        mark = f"TESGATE_STEP={(self.data / 'agent').resolve()}/".encode()
+        mark = f"TESGATE_STEP={self.scratch.resolve()}/".encode()
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
                 with contextlib.suppress(OSError):
                     if mark in (entry / "environ").read_bytes():
                         yield entry.name
-        records = self.data / "agent/bubblewrap"
+        records = self.scratch / "bubblewrap"
         if records.exists():
             yield from (str(path) for path in records.iterdir())
 
     def left_over(self) -> dict[str, Any]:
         """Everything that should not be there when all tasks have ended."""
-        attempts = self.data / "agent/attempts"
+        attempts = self.scratch / "attempts"
         found: dict[str, Any] = {
             "containers": self.containers(),
             "attempt directories": [path.name for path in attempts.iterdir()] if attempts.exists() else [],

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.beds.docker import Docker
+from tests.beds.docker import USUAL_SOCKET
+from tests.e2e.conftest import only
 from tests.e2e.harness import Gateway, gateway_of, sh, wait_for
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.slow]
@@ -16,11 +17,13 @@ pytestmark = [pytest.mark.timeout(60), pytest.mark.slow]
 LOST_AFTER = 6
 
 
-@pytest.fixture(scope="module")
-def gateway(docker: Docker, tmp_path_factory: pytest.TempPathFactory) -> Generator[Gateway]:
-    """On Docker, whose labels say what belongs to a scratch directory that is gone."""
+@pytest.fixture(scope="module", params=["docker", "bubblewrap"])
+def gateway(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Generator[Gateway]:
+    """Labels of containers, and variables of sandboxes, say what belongs to a scratch directory that is gone."""
+    bed = request.getfixturevalue(request.param)
     base = tmp_path_factory.mktemp("lost")
-    with gateway_of(base, "docker", socket=docker.socket, CONTROL__AGENT_LOST_AFTER=str(LOST_AFTER)) as started:
+    settings = {"socket": getattr(bed, "socket", USUAL_SOCKET), "CONTROL__AGENT_LOST_AFTER": str(LOST_AFTER)}
+    with gateway_of(base, request.param, **settings) as started:
         yield started
 
 
@@ -33,6 +36,7 @@ def go_of(gateway: Gateway, task_id: str, number: int) -> Path:
     )
 
 
+@only(lambda gateway: gateway == "docker")  # the runtime has no part in it
 def test_a_held_poll_is_no_silence(gateway: Gateway) -> None:
     """Nothing happens for longer than an agent may be silent: its poll, which is held, arrives often enough."""
 

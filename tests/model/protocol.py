@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 ENDED: tuple[str, ...] = ("COMPLETE", "SYSTEM_ERROR", "CANCELED")
 ATTEMPTS = 2
 TOMBSTONE = "tombstone"
+ORDERS = ("start", "stop", "forget")
+"""What a poll's answer carries."""
 
 
 class Task(NamedTuple):
@@ -167,7 +169,7 @@ class Protocol:
         """Zero rows. 410 to a lost attempt: stop, tombstone, remove. What closed by its own word hears 200 again."""
         a = s.attempts[m.n - 1]
         gone = a.closed == "lost" or a.instance != m.instance or (a.closed and self.variant == "repeat-gets-410")
-        return self.forget(s, m) if gone else s
+        return self.forget(s, Message("forget", m.n, m.instance, "410")) if gone else s
 
     def agent(self, s: State, agent: Agent) -> State:
         return s._replace(agents=tuple(sorted((*(g for g in s.agents if g.instance != agent.instance), agent))))
@@ -225,12 +227,19 @@ class Protocol:
         """agent | newest session, newest poll; closed: 410, it registers again | answer: start, stop, forget"""
         if not host.up:
             return None
+        s = self.given_up(s, host.instance)
         if not any(agent.instance == host.instance and agent.open for agent in s.agents):
             return self.register(s, host)
         s = self.acknowledge(self.newest(s, host.instance, "old-poll-heard"), host.instance, host.have())
         for m in self.answer(s, host):
             s = getattr(self, m.kind)(s, m)
         return s
+
+    def given_up(self, s: State, instance: int) -> State:
+        """An agent has one poll at a time: when it asks again, what an earlier one was answered is never obeyed."""
+        if not s.net or self.variant == "old-answer-obeyed":
+            return s
+        return s._replace(net=frozenset(m for m in s.net if m.kind not in ORDERS or m.instance != instance))
 
     def late_poll(self, s: State, m: Message) -> State:
         """A poll that was held up (its answer reaches nobody): a newer poll or session has made it obsolete."""
@@ -292,13 +301,13 @@ class Protocol:
         return self.stopped(self.host(s, host, host.put(m.n, unknown)), Message("stopped", m.n, m.instance))
 
     def forget(self, s: State, m: Message) -> State:
-        """poll's answer, or 410 | ended, logs in | container and scratch removed, uploads aborted, tombstone left"""
+        """poll's answer, or 410 | ended, logs in | container and scratch removed, uploads aborted; 410: a tombstone"""
         host, a = self.process(s, m), s.attempts[m.n - 1]
         if host is None or m.n not in host.have():
             return s
         if a.closed not in ("", "lost") and not a.logs:
             s = s._replace(wrong=f"logs: attempt {m.n} is removed before its logs are in")
-        return self.host(s, host, host.put(m.n, None if self.variant == "forget-leaves-no-tombstone" else TOMBSTONE))
+        return self.host(s, host, host.put(m.n, TOMBSTONE if m.more == "410" else None))
 
     def register(self, s: State, host: Host) -> State:
         """agent | scratch lock | open, new session, room = capacity - what its open attempts hold; its work goes on"""
@@ -488,6 +497,8 @@ class Protocol:
 
     def held_up(self, s: State, m: Message) -> State:
         """A message, or a copy of it, is held up; who waits for its answer gives up waiting and goes on."""
+        if m.kind in ORDERS:  # the answer of a newer poll than that of any order that is on its way
+            s = self.given_up(s, m.instance)
         return s._replace(net=s.net | {m})
 
     def trouble(self, s: State, host: Host, n: int, work: Work) -> State | None:

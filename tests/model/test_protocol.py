@@ -11,7 +11,7 @@ from tests.model.protocol import Protocol, Scope, State
 from tests.model.search import SCOPES, VARIANTS, Result, explore
 
 PARTS = {"write", "close", "may_end", "give_up", "current", "refuse", "agent", "host", "process", "runner"}
-PARTS |= {"newest", "acknowledge", "answer", "register", "ran", "says", "steps"}
+PARTS |= {"newest", "given_up", "acknowledge", "answer", "register", "ran", "says", "steps"}
 
 walk: functools.partial[Result] = functools.partial(functools.cache(lambda scope: explore(Protocol(scope))))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import secrets
@@ -32,8 +33,6 @@ SETTINGS = {
     "CONTROL__TRUST_WINDOW": "0.6",
     "CONTROL__ADOPT_AFTER": "1.2",
     "CONTROL__CANCEL_GRACE": "1",
-    # Heartbeats are this short, and this machine this slow, that some are missed: no reason to give tasks up.
-    "CONTROL__CRASH_LIMIT": "1000",
     "DEFAULTS__RAM_GB": "0.25",
     "RETRIES__BACKOFF_FIRST": "0.2",
     "TELEMETRY__LOG_FORMAT": "json",
@@ -63,6 +62,9 @@ class Replica:
         self.log = fleet.base / f"{name}.log"
         self.options = options
         self.settings = settings
+        self.wrapper: list[str] = []
+        """Words before the command, such as ``ip netns exec NAME``."""
+        self.host = "127.0.0.1"
         self.port = 0
         self.program: Path | None = None
         """The directory of another tesgate package that it is started from."""
@@ -72,6 +74,7 @@ class Replica:
 
     def command(self) -> list[str]:
         return [
+            *self.wrapper,
             *(sys.executable, "-m", "tesgate.cli", "serve", "--no-agent"),
             *("--port", str(self.port), "--data-dir", str(self.data), "--database-url", self._fleet.database_url),
             *("--file-root", str(self._fleet.files), *self.options),
@@ -91,10 +94,10 @@ class Replica:
 
         def listens() -> re.Match[str] | None:
             assert not self.is_dead(), self.log.read_text()[-3000:]
-            return re.search(r"listens on http://127\.0\.0\.1:(\d+)", self.log.with_suffix(".out").read_text())
+            return re.search(r"listens on http://[\d.]+:(\d+)", self.log.with_suffix(".out").read_text())
 
-        self.port = int(wait_for("the gateway to listen", listens)[1])
-        self.client.base_url = httpx.URL(f"http://127.0.0.1:{self.port}/ga4gh/tes/v1")
+        self.port = int(wait_for("the gateway to listen", listens, 60)[1])
+        self.client.base_url = httpx.URL(f"http://{self.host}:{self.port}/ga4gh/tes/v1")
         return self
 
     def start(self) -> Replica:
@@ -183,21 +186,28 @@ class Agent:
         self._fleet = fleet
         self.scratch = fleet.base / f"scratch-{name}"
         self.log = fleet.base / f"agent-{name}.log"
+        self.options: list[str] = []
+        self.wrapper: list[str] = []
+        """Words before the command, such as ``ip netns exec NAME``."""
+        self.url = ""
+        """Where it finds its gateway; else where that listens."""
         self._gateway = gateway
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> Agent:
         token = self._fleet.agent_token()
         command = [
-            *(sys.executable, "-m", "tesgate.runner", "agent", "--url", f"http://127.0.0.1:{self._gateway.port}"),
+            *(sys.executable, "-m", "tesgate.runner", "agent"),
+            *("--url", self.url or f"http://127.0.0.1:{self._gateway.port}"),
             *("--token-file", str(token), "--scratch", str(self.scratch), "--runtime", "bubblewrap"),
-            *("--root", f"files={self._fleet.files}", "--cpus", "16", "--ram-gb", "8"),
+            *("--root", f"files={self._fleet.files}", "--cpus", "16", "--ram-gb", "8", *self.options),
         ]
+        command = [*self.wrapper, *command]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._fleet.environment()
             )
-        wait_for("the agent to register", lambda: '"agent ' in self.log.read_text() or self._dead())
+        wait_for("the agent to register", lambda: '"agent ' in self.log.read_text() or self._dead(), 60)
         return self
 
     def _dead(self) -> bool:
@@ -209,8 +219,30 @@ class Agent:
         found = (self.scratch / "attempts").glob
         return wait_for("the executor to begin", lambda: next(found(f"*{task_id}-*/rw/count/starts"), None)).parent
 
+    def left_over(self) -> list[str]:
+        """Attempts' directories, and sandboxes with or without one."""
+        found = [str(path) for part in ("attempts", "bubblewrap") for path in (self.scratch / part).glob("*")]
+        mark = f"TESGATE_STEP={self.scratch.resolve()}/".encode()
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                with contextlib.suppress(OSError):
+                    if mark in (entry / "environ").read_bytes():
+                        found.append(f"process {entry.name}")
+        return found
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        """As by ``kill -9``."""
+        self.signal(signal.SIGKILL)
+        assert self.process is not None
+        self.process.wait()
+
     def close(self) -> None:
         if self.process is not None and self.process.poll() is None:
+            self.signal(signal.SIGCONT)
             self.process.terminate()
             try:
                 self.process.wait(15)
@@ -315,8 +347,8 @@ class Fleet:
     def id_of(self, replica: Replica) -> str:
         return (replica.data / "replica.id").read_text().strip()
 
-    def assert_nothing_left(self) -> None:
-        """No open row, room or lease, soon after the last task's end."""
+    def assert_nothing_left(self, seconds: float = 30.0) -> None:
+        """No open row, room or lease, no attempt's directory, sandbox or temporary file, soon after the end."""
         queries: Sequence[str] = (
             "SELECT id, state, phase FROM task WHERE phase <> 'ended' OR NOT released",
             "SELECT task_id, number FROM attempt WHERE NOT closed",
@@ -327,6 +359,12 @@ class Fleet:
 
         def nothing() -> bool:
             left[:] = [row for query in queries for row in self.rows(query)]
+            for agent in self.agents.values():
+                left.extend(agent.left_over())
+            left.extend(str(path) for path in self.files.rglob(".tesgate*"))
             return not left
 
-        wait_for(f"nothing to be left: {left}", nothing)
+        try:
+            wait_for("nothing to be left", nothing, seconds)
+        except AssertionError:
+            raise AssertionError(f"still there: {left}") from None

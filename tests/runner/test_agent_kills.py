@@ -22,6 +22,7 @@ AT = [
     "after-result:2",
     "during-stage-out",
     "before-publish",
+    "after-lease",
     "after-publish",
     "before-finish",
     "after-finish",

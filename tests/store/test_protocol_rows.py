@@ -201,17 +201,22 @@ async def test_lost_is_guarded_by_epoch_and_version(rows: Rows) -> None:
     before = await rows.row(other)
     assert await rows.close(other, 1, "lost", holder=rows.holder, version=before["version"] - 1) is None
     newer = await rows.replicas.enter("r1", host="here", roles=["control"])
-    assert await rows.replicas.adopt(newer, timedelta(seconds=60)) == [other]
+    assert await rows.replicas.adopt(newer, timedelta(seconds=60)) == {other: True}
     assert await rows.close(other, 1, "lost", holder=rows.holder, version=(await rows.row(other))["version"]) is None
+    await rows.attempts.suspect(rows.holder, other, 1)  # the old epoch has no say any more
+    assert (await rows.row(other))["crashes"] == 0
+    await rows.attempts.suspect(newer, other, 1)
     assert (await rows.row(other))["crashes"] == 1
+    await rows.attempts.acquit(newer, other, 1)
+    assert (await rows.row(other))["crashes"] == 0
 
 
-async def test_adopting_from_one_that_left_is_no_crash(rows: Rows) -> None:
+async def test_nothing_is_suspected_of_one_that_left(rows: Rows) -> None:
     await rows.agent()
     task_id = await rows.running()
     await rows.replicas.leave(rows.holder)
     other = await rows.replicas.enter("r2", host="there", roles=["control"])
-    assert await rows.replicas.adopt(other, timedelta(seconds=60)) == [task_id]
+    assert await rows.replicas.adopt(other, timedelta(seconds=60)) == {task_id: False}
     row = await rows.row(task_id)
     assert (row["replica_id"], row["crashes"]) == ("r2", 0)
 
@@ -220,7 +225,7 @@ async def test_nobody_adopts_from_the_living(rows: Rows) -> None:
     await rows.agent()
     await rows.running()
     other = await rows.replicas.enter("r2", host="there", roles=["control"])
-    assert await rows.replicas.adopt(other, timedelta(seconds=60)) == []
+    assert await rows.replicas.adopt(other, timedelta(seconds=60)) == {}
     assert await rows.replicas.beat(other) == 1
 
 

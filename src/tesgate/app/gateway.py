@@ -26,7 +26,7 @@ from tesgate.control.keeper import Keeper
 from tesgate.control.observer import Observer
 from tesgate.control.supervisor import Supervisor, repeat
 from tesgate.control.watchers import SilenceWatcher, watch_backend
-from tesgate.errors import Gone
+from tesgate.errors import Gone, Unavailable
 from tesgate.metrics import Metrics, Sample
 from tesgate.model.intake import IntakeRules
 from tesgate.model.planning import GB, Need, PlanSettings, build_plan
@@ -147,7 +147,10 @@ class Gateway:
         # Asked once for each log, at its beginning: a token outlives its task's row.
         if offset == 0 and not await self.attempt_service.knows(task_id, number):
             raise Gone(f"attempt {number} of task {task_id} is not known any more")
-        await self.workspace.write_at(task_id, number, int(step), stream, offset, data)
+        try:
+            await self.workspace.write_at(task_id, number, int(step), stream, offset, data)
+        except OSError as error:
+            raise Unavailable(f"the gateway's workspace cannot be written now ({error.strerror})") from error
         self.metrics.log_bytes.inc(len(data))
 
     # for probes

@@ -81,6 +81,24 @@ class DataDir:
         finally:
             os.close(descriptor)
 
+    def check_original(self) -> None:
+        """Refuse a copy: it would be the same replica of the same deployment with the same agent, a second time.
+
+        To be called under the lock. Raises `ConfigError` with the way out.
+        """
+        path = self.path / "original"
+        if not path.exists():
+            fresh = path.with_name("original.new")
+            self.write_private(fresh, "")
+            with fresh.open("w", encoding="ascii") as file:
+                file.write(f"{os.fstat(file.fileno()).st_ino}\n")
+            fresh.replace(path)
+        if path.read_text("ascii").strip() != str(path.stat().st_ino):
+            raise ConfigError(
+                f"data_dir: {self.path} is a copy of another gateway's data directory, and both together would run "
+                f"tasks twice; give another --data-dir (or, if the original is gone for good, remove {path})"
+            )
+
     def replica_id(self) -> str:
         """The name of this replica: it outlives the process, so that a restart takes over its own tasks at once."""
         return self._once("replica.id", lambda: uuid.uuid4().hex[:12]).decode().strip()

@@ -53,6 +53,7 @@ async def serve(settings: Settings) -> int:
     place.warn_of_open_secrets(settings)
     try:
         with place.locked(), _listening(settings) as listener:
+            place.check_original()
             async with Gateway.open(settings, place) as gateway:
                 return await _run(gateway, listener)
     except StoreError as error:

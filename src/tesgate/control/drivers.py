@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -25,6 +25,9 @@ __all__ = ["Drivers"]
 log = structlog.get_logger(__name__)
 
 Name = tuple[str, int]
+
+SUSPECT_PATIENCE = 10.0
+"""Seconds after which a suspect no longer waits for the one before it."""
 
 
 @dataclass
@@ -72,6 +75,8 @@ class Drivers:
         self._new: deque[tuple[Held, _Followed]] = deque()
         self._arrived = anyio.Event()
         self._look_again = anyio.Event()
+        self._suspects: set[str] = set()
+        self._one_suspect = anyio.Lock()
 
     def __len__(self) -> int:
         return len(self._followed)
@@ -115,6 +120,10 @@ class Drivers:
                 followed.wake()
             else:
                 followed.scope.cancel()
+
+    def suspect(self, task_ids: Iterable[str]) -> None:
+        """These were followed by a process that crashed: one of them may be why. `compare` is to follow."""
+        self._suspects.update(task_ids)
 
     def observed(self, lost: Lost) -> None:
         """A backend says that it does not have an attempt any more."""
@@ -161,7 +170,8 @@ class Drivers:
     def _follow(self, held: Held) -> None:
         name = (held.task_id, held.number)
         if name not in self._followed:
-            followed = _Followed(since=anyio.current_time(), keeps=self._backends[held.backend].keeps)
+            backend = self._backends.get(held.backend)
+            followed = _Followed(since=anyio.current_time(), keeps=backend is None or backend.keeps)
             self._followed[name] = followed
             self._by_task[held.task_id] = name
             self._new.append((held, followed))
@@ -183,6 +193,7 @@ class Drivers:
             with followed.scope:
                 await self._drive(held, followed)
         finally:
+            self._suspects.discard(held.task_id)
             # After `drop_all` the name may be another driver's.
             if self._followed.get(name) is followed:
                 del self._followed[name]
@@ -229,31 +240,66 @@ class Drivers:
 
     async def _step(self, held: Held, followed: _Followed) -> Held | None:
         """Do what the row asks for, then wait for the next change and read the row again. None: over."""
-        backend = self._backends[held.backend]
+        if held.phase != "ended" and held.crashes >= self._crash_limit:
+            await self._give_up(
+                held, held.version, f"whoever followed this task died of it {held.crashes} times; it is given up"
+            )
+            return None
+        suspect = held.task_id in self._suspects
+        waits, current = await (self._cautiously(held, followed) if suspect else self._act(held, followed))
+        if not waits:
+            return current
+        await followed.changed.wait()
+        followed.changed = anyio.Event()
+        return await self._read(held)
+
+    async def _cautiously(self, held: Held, followed: _Followed) -> tuple[bool, Held | None]:
+        """As `_act`, one row at a time, and counted as a crash while it lasts.
+
+        A process that died had many rows, of which at most one was to blame. If one is, the process dies again while
+        it acts on it, and only that row keeps the count.
+        """
+        alone = False
+        with anyio.move_on_after(SUSPECT_PATIENCE):
+            await self._one_suspect.acquire()
+            alone = True
+        try:
+            with anyio.CancelScope(shield=True):  # counted and taken back, or neither
+                await self._attempts.suspect(self._trust.holder, held.task_id, held.number)
+            try:
+                return await self._act(held, followed)
+            finally:
+                with anyio.move_on_after(1, shield=True):
+                    await self._attempts.acquit(self._trust.holder, held.task_id, held.number)
+                self._suspects.discard(held.task_id)
+        finally:
+            if alone:
+                self._one_suspect.release()
+
+    async def _act(self, held: Held, followed: _Followed) -> tuple[bool, Held | None]:
+        """Do what the row asks for; whether to wait for a change then, else the row to go on with (None: over)."""
+        backend = self._backends.get(held.backend)
+        if backend is None:
+            raise LookupError(f"this gateway has no backend {held.backend!r}")
         ref = AttemptRef(held.task_id, held.number, held.external_name, held.handle, held.agent_id)
         if held.phase == "ended":
             await backend.release(ref)
             if not held.released:
                 await self._attempts.mark_released(held.task_id, held.number)
-            return None
-        if held.crashes >= self._crash_limit:
-            await self._give_up(
-                held, held.version, f"whoever followed this task died {held.crashes} times; it is given up"
-            )
-            return None
+            return False, None
         if followed.lost is not None:
             # Where the row has moved on since it was read, the backend is asked again: its watch may say it only once.
             lost = followed.lost
             seen = None if await self._lose(held, lost) else await _seen_lost(backend, ref)
             if followed.lost is lost:
                 followed.lost = seen
-            return await self._read(held)
+            return False, await self._read(held)
         if held.state == "CANCELING":
             await backend.cancel(ref, self._grace)
             if backend.keeps and (seen := await _seen_lost(backend, ref)) is not None:
                 # Such as one that was never launched: nobody else would say that it has stopped.
                 followed.lost = seen
-                return held
+                return False, held
         elif held.phase == "assigned" and held.handle is None:
             handle = await backend.launch(Launch(ref))
             if handle is not None:
@@ -261,17 +307,15 @@ class Drivers:
                     self._trust.holder, held.task_id, held.number, held.version, handle
                 )
                 if version is None:
-                    return await self._read(held)
+                    return False, await self._read(held)
             followed.looked = True
         elif backend.keeps and not followed.looked:
             # Taken over: what happened while nobody followed it, no watch will say.
             if (seen := await _seen_lost(backend, ref)) is not None:
                 followed.lost = seen
-                return held
+                return False, held
             followed.looked = True
-        await followed.changed.wait()
-        followed.changed = anyio.Event()
-        return await self._read(held)
+        return True, None
 
     async def _lose(self, held: Held, lost: Lost) -> bool:
         """Protocol row *lost attempt*: under the epoch and the version that was read. False: the row has moved on."""

@@ -57,6 +57,7 @@ class Keeper:
         adopted = await self._replicas.adopt(self._trust.holder, self._adopt_after)
         if adopted:
             log.info("adopted", attempts=len(adopted))
+            self._drivers.suspect(task_id for task_id, crashed in adopted.items() if crashed)
         if adopted or self._let_go:
             if self._let_go:
                 # The others may think that they are alone.

@@ -135,6 +135,8 @@ def place(
     usable = [agent for agent in agents if not agent.draining]
     working = [agent for agent in usable if set(agent.runtimes) - set(refused_runtimes)]
     reserved: set[str] = set()
+    if agents and not usable:
+        hint = "those that are take no new tasks for now (they drain, or their disks are full; their logs say which)"
     for candidate in candidates:
         able, reason = _able(candidate, usable, working, hint)
         if able is None:

@@ -38,6 +38,8 @@ EXIT_SUPERSEDED = 5
 PROBE_PATIENCE = 30.0
 FLUSH = 2.0
 UNAUTHORIZED_PAUSE = 5.0
+FULL_PATIENCE = 60.0
+"""Seconds for which a start is put off because the disk is full, before the gateway is to look for another agent."""
 AGAIN = 30.0
 CONTACT_EVERY = 60.0
 
@@ -63,6 +65,7 @@ class Agent:
         # Attempts that will never begin here, until the gateway says that it knows (`forget`). Not kept on disk: it
         # says `stop` or `start` again to whoever does not have them.
         self._refused: Set[Tuple[str, int]] = set()
+        self._full_since: Optional[float] = None
 
     async def run(self) -> int:
         """Work until told to end, idle without a gateway, or superseded."""
@@ -221,7 +224,19 @@ class Agent:
             have=[Have(a.ref.task, a.ref.attempt, a.stopping) for a in self._attempts.values() if a.wanted],
             tombstones=[Have(task, attempt) for task, attempt in sorted(self._refused)],
             wait=self._settings.poll_wait,
+            draining=self._is_full(),
         )
+
+    def _is_full(self) -> bool:
+        """Whether the disk of the scratch directory is: then no new attempts are wanted here."""
+        if self._scratch.has_space():
+            if self._full_since is not None:
+                _log.warning("there is room again in the scratch directory %s", self._scratch.root)
+            self._full_since = None
+        elif self._full_since is None:
+            self._full_since = time.monotonic()
+            _log.error("no new attempts until the disk of the scratch directory %s has room", self._scratch.root)
+        return self._full_since is not None
 
     def _heard(self) -> None:
         self._contact = time.monotonic()
@@ -236,7 +251,7 @@ class Agent:
         return all(attempt.settled for attempt in self._attempts.values())
 
     def _abandon_if_alone(self) -> None:
-        if not self._client.reachable and time.time() - self._scratch.last_contact() > self._settings.abandon_after:
+        if not self._client.reachable and self._scratch.without_contact() > self._settings.abandon_after:
             for attempt in self._attempts.values():
                 if attempt.wanted:
                     _log.error("no gateway for so long that attempt %s is given up", attempt.plan.external_name)
@@ -282,7 +297,7 @@ class Agent:
                 return False
             if self._scratch.entombed(plan.task, plan.attempt):
                 return self._refuse(plan)
-            if not self._fits(plan):
+            if not self._fits(plan) or self._is_put_off():
                 return False
             made = self._scratch.begin(plan)
         except (ScratchError, OSError) as exc:
@@ -304,6 +319,10 @@ class Agent:
         cpu_used = sum(limits.cpu_cores or 0.0 for limits in busy) + (plan.limits.cpu_cores or 0.0)
         ram_used = sum(limits.ram_bytes or 0 for limits in busy) + (plan.limits.ram_bytes or 0)
         return not busy or (cpu_used <= cpu + 1e-6 and ram_used <= ram)
+
+    def _is_put_off(self) -> bool:
+        """The disk is full, and has not been for long."""
+        return self._is_full() and time.monotonic() - (self._full_since or 0.0) < FULL_PATIENCE
 
     def _refuse(self, plan: Plan) -> bool:
         """Tell the gateway with the next poll that this agent will never begin it."""

@@ -20,6 +20,7 @@ POINTS = (
     "between-executors",
     "during-stage-out",
     "before-publish",
+    "after-lease",
     "after-publish",
     "before-finish",
     "after-finish",

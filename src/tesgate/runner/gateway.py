@@ -43,7 +43,12 @@ class Gone(GatewayFault):
 
 
 class Conflict(GatewayFault):
-    """Not now: another attempt's publish lease lives, or a lease is needed first. Ask again in a second."""
+    """Not now: another attempt's publish lease lives, or a lease is needed first. Ask again in a second.
+
+    Of a log: a hole would come about; `offset` says where to go on.
+    """
+
+    offset: Optional[int] = None
 
 
 class Unauthorized(GatewayFault):
@@ -229,7 +234,10 @@ class GatewayClient:
         if status == 410:
             raise Gone(sentence)
         if status == 409:
-            raise Conflict(sentence)
+            conflict = Conflict(sentence)
+            offset = answer.headers.get("upload-offset", "")
+            conflict.offset = int(offset) if offset.isdecimal() else None
+            raise conflict
         if status in (401, 403):
             raise Unauthorized(sentence)
         raise Unavailable(sentence)

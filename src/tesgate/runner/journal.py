@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import json
 import os
 import threading
 import time
 from typing import Any, Dict, List, Optional
 
-__all__ = ["Entry", "Journal"]
+from . import clock
+
+__all__ = ["Entry", "Journal", "set_aside"]
 
 Entry = Dict[str, Any]
 
+RESERVED = 128 << 10
+"""Bytes that a journal may grow by although the disk is full: enough to say how the attempt ended."""
+_KEEP_SIZE = 1
+
 
 class Journal:
-    """JSON lines, appended. Every entry has ``what`` and ``at`` (seconds of the wall clock).
+    """JSON lines, appended. Every entry has ``what``, ``at`` (seconds of the wall clock) and ``up`` (`clock.now`).
+
+    Room for what is still to come is set aside: a disk that the task itself has filled must not keep it from ending.
 
     An appended entry survives the death of the process at once; `sync` makes it (and all before it, and the names
     of the attempt's own files) survive the death of the host too. That is needed where something begins that must
@@ -31,6 +41,7 @@ class Journal:
         )
         try:
             self._load(self._fd)
+            set_aside(self._fd, RESERVED)
         except BaseException:
             self.close()
             raise
@@ -69,7 +80,7 @@ class Journal:
     def _append(self, what: str, sync: bool, facts: Dict[str, Any]) -> Entry:
         if self._fd is None:
             raise ValueError("the journal %s is closed" % self.path)
-        entry: Entry = {"what": what, "at": time.time()}
+        entry: Entry = {"what": what, "at": time.time(), "up": clock.now()}
         entry.update(facts)
         line = json.dumps(entry, separators=(",", ":")).encode("utf-8") + b"\n"
         start = os.fstat(self._fd).st_size
@@ -103,3 +114,16 @@ class Journal:
         fd, self._fd = self._fd, None
         if fd is not None:
             os.close(fd)
+
+
+def set_aside(fd: int, amount: int) -> bool:
+    """Reserve room on the disk behind the end of a file, without making it longer; False: there is none.
+
+    A file system that cannot do that is taken to have it.
+    """
+    call = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)
+    if call is None:
+        return True
+    call.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+    failed = call(fd, _KEEP_SIZE, os.fstat(fd).st_size, amount) != 0
+    return not (failed and ctypes.get_errno() in (errno.ENOSPC, errno.EDQUOT))

@@ -11,7 +11,7 @@ from typing import Callable, Dict, List, Optional, Tuple
 import anyio
 import anyio.to_thread
 
-from .gateway import Backoff, GatewayClient, GatewayFault, Gone
+from .gateway import Backoff, Conflict, GatewayClient, GatewayFault, Gone
 from .journal import Journal
 from .places import open_place
 from .report import AttemptRef
@@ -168,8 +168,12 @@ class LogFollower:
         if self._rest(stream) > 0:
             offset, data = await anyio.to_thread.run_sync(partial(self._chunk, stream))
             if data:
-                await self._client.put_log(self._ref, self._token, stream.executor, stream.name, offset, data)
-                stream.offset = offset + len(data)
+                try:
+                    await self._client.put_log(self._ref, self._token, stream.executor, stream.name, offset, data)
+                except Conflict as exc:
+                    self._go_back(stream, offset, exc)
+                else:
+                    stream.offset = offset + len(data)
                 self._moved()
             elif stream.ended:
                 stream.offset = stream.size  # truncated by the task itself: there is nothing more to be had
@@ -180,6 +184,16 @@ class LogFollower:
             self._journal.append("logged", executor=stream.executor, stream=stream.name, offset=stream.offset)
             stream.noted = stream.offset
         return self._rest(stream) > 0
+
+    def _go_back(self, stream: _Stream, sent: int, exc: Conflict) -> None:
+        """The gateway has less than we thought (another workspace, a full disk): go on where it says, if we can."""
+        if exc.offset is None or exc.offset >= sent:
+            raise exc
+        if stream.handle is None:
+            self._log.warning("the gateway lacks a piece of %s that is gone here too: %s", stream.name, exc)
+            stream.offset = stream.size  # only the tail is left, and it does not follow on what the gateway has
+        else:
+            stream.offset = stream.noted = exc.offset
 
     def _look(self, stream: _Stream) -> int:
         """Return the new size if the stream has grown, else 0."""

@@ -6,7 +6,7 @@ import time
 from datetime import datetime, timezone
 from typing import Any, Dict, List, Optional, Set
 
-from . import wire
+from . import clock, wire
 from .journal import Entry, Journal
 from .plan import Plan
 from .report import ExecutorReport, OutputFile, Snapshot
@@ -98,7 +98,10 @@ class Record:
 
     def left(self) -> Optional[float]:
         """Return the seconds that the whole task still has, or None where it has no limit."""
-        return None if self.plan.timeout is None else self.begun_at + self.plan.timeout - time.time()
+        if self.plan.timeout is None:
+            return None
+        begun = self.journal.find("begun")
+        return self.plan.timeout - (0.0 if begun is None else clock.since(begun))
 
     def started(self, index: int) -> None:
         """Show that executor `index` runs (its start is in the journal already)."""

@@ -8,22 +8,18 @@ from typing import Callable, List, Optional
 
 import anyio
 
+from .clock import boottime
 from .gateway import Backoff, GatewayClient, GatewayFault, Gone, Unauthorized
 from .journal import Journal
 from .report import Answer, AttemptRef, OutputFile, Report, Snapshot
 
-__all__ = ["Lease", "Reporter", "boottime"]
+__all__ = ["Lease", "Reporter"]
 
 MARGIN = 2.0
 """Seconds that we stop short of the lease's end: what was begun just before still has to land."""
 RENEW = 10.0
 LEAST_GAP = 1.0
 UNAUTHORIZED_PAUSE = 5.0
-
-
-def boottime() -> float:
-    """Return seconds on a clock that goes on while the host sleeps (else a laptop's lid would stretch a lease)."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Lease:

@@ -14,7 +14,7 @@ import shutil
 import time
 from typing import List, Optional, Tuple
 
-from . import wire
+from . import clock, wire
 from .journal import Journal
 from .plan import Plan
 
@@ -22,6 +22,8 @@ __all__ = ["Scratch", "ScratchError", "ScratchLocked", "remove_tree"]
 
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,200}$")
 _TOMBSTONES_KEPT = 30 * 86400.0
+LOW_WATER = 64 << 20
+"""Bytes that must be free before another attempt begins (on a small disk, a 64th of it)."""
 
 
 class ScratchError(Exception):
@@ -52,6 +54,7 @@ class Scratch:
                     "%s is mounted noexec; give --scratch a directory that may hold programs" % self.root
                 )
             self._take_lock()
+            self._check_original()
             self.instance = self._read_instance() or self.new_instance()
         except OSError as exc:
             self.close()
@@ -89,6 +92,22 @@ class Scratch:
         lock, self._lock = self._lock, None
         if lock is not None:
             os.close(lock)
+
+    def _check_original(self) -> None:
+        """A copy must not go on with attempts that the original carries out: they would run twice."""
+        path = os.path.join(self.root, "original")
+        if not os.path.exists(path):
+            temporary = "%s.%s" % (path, secrets.token_hex(4))
+            _write(temporary, b"", 0o600)
+            with open(temporary, "w", encoding="ascii") as file:
+                file.write("%d\n" % os.fstat(file.fileno()).st_ino)
+            os.rename(temporary, path)
+        with open(path, encoding="ascii") as file:
+            if file.read().strip() != str(os.fstat(file.fileno()).st_ino):
+                raise ScratchError(
+                    "%s is a copy of another agent's scratch directory, whose attempts are not its own; give this "
+                    "agent an empty --scratch (or, if the original is gone for good, remove %s)" % (self.root, path)
+                )
 
     # -- instance ----------------------------------------------------------------------------------------------
 
@@ -248,17 +267,34 @@ class Scratch:
     # -- contact with a gateway --------------------------------------------------------------------------------
 
     def note_contact(self) -> None:
-        """Remember that a gateway answered now."""
+        """Remember that a gateway answered now. A disk that is full keeps what was known before."""
         path = os.path.join(self.root, "contact")
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
-        os.utime(path)
-
-    def last_contact(self) -> float:
-        """Return when a gateway last answered (wall clock); now, if none ever did."""
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
-            return os.stat(os.path.join(self.root, "contact")).st_mtime
+            os.utime(fd)
+            os.pwrite(fd, (clock.now() + "\n").encode("ascii"), 0)
+        except OSError as exc:
+            if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+        finally:
+            os.close(fd)
+
+    def without_contact(self) -> float:
+        """Return the seconds since a gateway last answered; 0, if none ever did."""
+        path = os.path.join(self.root, "contact")
+        try:
+            with open(path, encoding="ascii", errors="replace") as file:
+                lines = file.read(200).splitlines()
+            return clock.since({"at": os.stat(path).st_mtime, "up": lines[0] if lines else ""})
         except FileNotFoundError:
-            return time.time()
+            return 0.0
+
+    # -- space -------------------------------------------------------------------------------------------------
+
+    def has_space(self) -> bool:
+        """Say whether the disk has room for another attempt."""
+        disk = os.statvfs(self.root)
+        return disk.f_bavail * disk.f_frsize >= min(LOW_WATER, disk.f_blocks * disk.f_frsize // 64)
 
 
 def _write(path: str, data: bytes, mode: int) -> None:

@@ -55,6 +55,7 @@ class StageOut:
         while True:
             await self._lease()
             self._record.leased()
+            crash.point("after-lease")
             try:
                 return self._listed(await self._stager.publish(prepared, self._reporter.lease.left))
             except LeaseLost as exc:

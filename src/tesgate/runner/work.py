@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from dataclasses import dataclass
 from typing import Callable, Dict, Optional, Tuple
 
 import anyio
 import anyio.to_thread
 
-from . import crash
+from . import clock, crash
 from .gateway import GatewayClient, GatewayFault
 from .logs import LogFollower, decode_tail
 from .places import make_places, read_control
@@ -185,7 +184,7 @@ class Work:
             self._logs.follow(index, stream, self._place(index, stream))
         starting = self._journal.find("starting", executor=index) or {}
         limit, by_task = starting.get("limit"), bool(starting.get("by_task"))
-        spent = time.time() - float(starting.get("at", time.time()))
+        spent = clock.since(starting)
         ending = await step.ending(None if limit is None else max(0.0, limit - spent))
         verdict = judge(
             index,

@@ -289,6 +289,14 @@ class AttemptStore:
         row = await self._database.fetchrow(self._sql["count_crash"], task_id, number, holder.replica_id, holder.epoch)
         return None if row is None else (row["crashes"], row["version"])
 
+    async def suspect(self, holder: Holder, task_id: str, number: int) -> None:
+        """Count a crash before acting on this row: should we die of it, the count stays."""
+        await self._database.execute(self._sql["suspect"], task_id, number, holder.replica_id, holder.epoch)
+
+    async def acquit(self, holder: Holder, task_id: str, number: int) -> None:
+        """Take back what `suspect` counted: acting on this row did no harm."""
+        await self._database.execute(self._sql["acquit"], task_id, number, holder.replica_id, holder.epoch)
+
     async def reset_crashes(self, holder: Holder, task_ids: Sequence[str]) -> None:
         """A minute of life of whoever follows these tasks."""
         if task_ids:

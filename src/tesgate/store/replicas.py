@@ -33,10 +33,10 @@ class ReplicaStore:
         await self._database.execute(self._sql["drop_singletons"], holder.replica_id, holder.epoch)
         await self._database.execute(self._sql["leave"], holder.replica_id, holder.epoch)
 
-    async def adopt(self, holder: Holder, silent_for: timedelta) -> list[str]:
-        """Protocol row *adopt*: take over what silent or gone replicas follow."""
+    async def adopt(self, holder: Holder, silent_for: timedelta) -> dict[str, bool]:
+        """Protocol row *adopt*: take over what silent or gone replicas follow; by task, whether they crashed."""
         rows = await self._database.fetch(self._sql["adopt"], holder.replica_id, holder.epoch, silent_for)
-        return [row["id"] for row in rows]
+        return {row["id"]: row["crashed"] for row in rows}
 
     async def hold_singleton(self, holder: Holder, name: str, lease: timedelta) -> bool:
         """Take or keep the right to run a loop of which there is one."""

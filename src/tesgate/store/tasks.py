@@ -6,6 +6,7 @@ not exist.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ WITHIN = 3.0
 """Seconds in which a statement on a few rows has its answer, unless server or network hang."""
 WITHIN_WRITE = 6.0
 """The same where disks must confirm, or many rows are looked at."""
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +241,7 @@ class TaskStore:
                 task_id=row["id"],
                 version=row["version"],
                 need=Need(row["need_cpu_milli"], row["need_ram_bytes"], row["need_disk_bytes"]),
-                paths=tuple(local_paths(row["document"])),
+                paths=_paths(row["document"]),
                 age=row["age"],
                 reason=row["wait_reason"],
             )
@@ -426,3 +428,12 @@ def _storable(text: str) -> str:
     A sentence that quotes one would end the statement, and with it the queue of everybody.
     """
     return text.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()
+
+
+def _paths(document: Any) -> tuple[tuple[str, bool], ...]:
+    """Local paths of a task. A document that cannot be read holds up nobody else: its own plan fails and says so."""
+    try:
+        return tuple(local_paths(document))
+    except Exception:
+        log.exception("a task's document cannot be read")
+        return ()

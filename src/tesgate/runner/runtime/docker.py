@@ -273,12 +273,20 @@ _PERMANENT = re.compile(
     r"minimum memory"
 )
 
+# Said of the engine's own files and parts, as while it shuts down: not of what it was asked for.
+_OWN_TROUBLE = re.compile(
+    r"update store|libnetwork\.endpoint|shutting down|transport is closing|containerd\.sock|context canceled|"
+    r"error reading from server"
+)
+
 
 def _start_fault(spec: StepSpec, error: EngineError) -> RuntimeFault:
     said = " ".join(error.message.split())[:500].rstrip(".")
     low = said.lower()
     if "no space left" in low or "quota exceeded" in low:
         return EngineUnavailable("The engine has no disk space left for a container of %s (%s)." % (spec.image, said))
+    if error.status >= 500 and _OWN_TROUBLE.search(low):
+        return EngineUnavailable("The engine could not start a container of %s (%s)." % (spec.image, said))
     if error.status == 404 and "no such container" in low:
         return EngineUnavailable("The container %s was removed before it could be started." % spec.name)
     if "bind source path does not exist" in low:

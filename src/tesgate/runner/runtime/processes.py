@@ -7,9 +7,9 @@ import select
 import signal
 import time
 from dataclasses import dataclass
-from typing import List, Optional
+from typing import List, Optional, Set
 
-__all__ = ["Process", "boot_id", "find_by_environment", "start_ticks"]
+__all__ = ["Process", "boot_id", "children_of", "find_by_environment", "start_ticks", "values_in_environments"]
 
 _POLL = 0.05
 
@@ -45,6 +45,36 @@ def find_by_environment(entry: str) -> List[int]:
                     found.append(int(name))
         except OSError:
             continue  # another user's, or gone
+    return found
+
+
+def values_in_environments(key: str) -> Set[str]:
+    """What the variable `key` is set to in our user's living processes, as they were started."""
+    start = os.fsencode(key + "=")
+    found: Set[str] = set()
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                with open("/proc/%s/environ" % name, "rb") as stream:
+                    entries = stream.read().split(b"\0")
+            except OSError:
+                continue  # another user's, or gone
+            found.update(os.fsdecode(entry[len(start) :]) for entry in entries if entry.startswith(start))
+    return found
+
+
+def children_of(pid: int) -> List[int]:
+    """Pids of a process's own children."""
+    found: List[int] = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                with open("/proc/%s/stat" % name, "rb") as stream:
+                    content = stream.read()
+            except OSError:
+                continue
+            if int(content[content.rindex(b")") + 2 :].split()[1]) == pid:
+                found.append(int(name))
     return found
 
 

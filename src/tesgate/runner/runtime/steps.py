@@ -14,7 +14,7 @@ from typing import Dict, List, Optional, Tuple
 
 from .base import EngineUnavailable, StepRefused, StepSpec, StepStatus, check_spec
 from .cgroup import Cgroups
-from .processes import Process, find_by_environment
+from .processes import Process, children_of, find_by_environment, values_in_environments
 from .sandbox import (
     STEP_VARIABLE,
     SandboxSettings,
@@ -109,8 +109,9 @@ class Steps:
             self._locks.pop(name, None)
 
     def names(self) -> List[str]:
-        """Of all steps that are not removed."""
-        return sorted(os.listdir(self._state))
+        """Of all steps that are not removed, and of those that still run although somebody wiped their directory."""
+        running = {os.path.split(path) for path in values_in_environments(STEP_VARIABLE)}
+        return sorted({*os.listdir(self._state), *(name for state, name in running if state == self._state)})
 
     def living(self, name: str) -> Optional[Process]:
         """The process whose end is the step's end: bwrap, which writes the exit code, else the step itself."""
@@ -218,9 +219,11 @@ class Steps:
         doomed: List[Process] = []
         if record is not None and record.of_this_boot:
             doomed = [record.child, record.monitor]
-        elif record is None and there.exists():
-            # Who died between fork and record left a bwrap (and perhaps its child) that waits at the gate.
+        elif record is None:
+            # Who died between fork and record left a bwrap (and perhaps its child) that waits at the gate; who wiped
+            # the directory left one that runs. The child has lost the variable: it is known by its parent.
             pids = find_by_environment("%s=%s" % (STEP_VARIABLE, there.path))
+            pids += [child for pid in pids for child in children_of(pid)]
             doomed = [process for process in map(Process.of, pids) if process is not None]
         for process in doomed:
             process.send(signal.SIGKILL)

@@ -12,7 +12,7 @@ RETURNING (SELECT count(*) FROM replica r
            WHERE r.id <> $1 AND r.left_at IS NULL AND r.seen_at > now() - interval '1 minute') AS others;
 
 -- name: leave
--- Stopped in order. What it followed is nobody's from here on: whoever adopts it, its own next epoch too, counts no crash.
+-- Stopped in order. What it followed is nobody's from here on: whoever adopts it, its own next epoch too, suspects nothing.
 WITH gone AS (
     UPDATE replica SET left_at = now() WHERE id = $1 AND epoch = $2
 )
@@ -20,8 +20,9 @@ UPDATE task SET replica_id = NULL, replica_epoch = NULL, version = version + 1
 WHERE replica_id = $1 AND replica_epoch = $2 AND (phase IN ('assigned', 'started') OR NOT released);
 
 -- name: adopt
--- protocol: adopt. Taken from whoever is silent, gone, or of an older epoch; a crash is counted only if they crashed.
--- A task that waits for a further attempt is nobody's to follow.
+-- protocol: adopt. Taken from whoever is silent, gone, or of an older epoch. Nobody knows yet why they went: whoever
+-- adopts from one that crashed follows with suspicion (`suspect`). A task that waits for a further attempt is nobody's
+-- to follow.
 WITH t AS (
     SELECT t.id, t.replica_id IS NOT NULL AND r.left_at IS NULL AS crashed
     FROM task t LEFT JOIN replica r ON r.id = t.replica_id
@@ -32,10 +33,9 @@ WITH t AS (
     ORDER BY t.id LIMIT 2000
     FOR NO KEY UPDATE OF t SKIP LOCKED
 )
-UPDATE task SET replica_id = $1, replica_epoch = $2, version = version + 1,
-                crashes = crashes + CASE WHEN t.crashed THEN 1 ELSE 0 END
+UPDATE task SET replica_id = $1, replica_epoch = $2, version = version + 1
 FROM t WHERE task.id = t.id
-RETURNING task.id;
+RETURNING task.id, t.crashed;
 
 -- name: hold_singleton
 INSERT INTO singleton (name, replica_id, epoch, until) VALUES ($1, $2, $3, now() + $4::interval)
