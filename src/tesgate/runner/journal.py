@@ -12,6 +12,8 @@ __all__ = ["Entry", "Journal"]
 
 Entry = Dict[str, Any]
 
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+
 
 class Journal:
     """JSON lines, appended. Every entry has ``what`` and ``at`` (seconds of the wall clock).
@@ -71,7 +73,7 @@ class Journal:
             raise ValueError("the journal %s is closed" % self.path)
         entry: Entry = {"what": what, "at": time.time()}
         entry.update(facts)
-        line = json.dumps(entry, separators=(",", ":")).encode("utf-8") + b"\n"
+        line = _encode(entry).encode("utf-8") + b"\n"
         start = os.fstat(self._fd).st_size
         written = os.write(self._fd, line)
         if written != len(line):  # a full disk: leave no torn line that would hide later entries
