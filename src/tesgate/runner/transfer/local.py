@@ -16,8 +16,8 @@ from .threads import Stop, retrying
 __all__ = ["Listing", "LocalFile", "LocalInputs", "together"]
 
 MAX_DEPTH = 200
-MOST = 32
-"""Files that one thread takes at a time: enough to open their directories once, few enough to spread big ones."""
+MOST, MOST_BYTES = 32, 4 << 20
+"""What one thread takes at a time: files enough to open their directories once, bytes few enough to be spread."""
 MAX_ENTRIES = 2_000_000
 MOST_NOTES = 20
 """Lines about one input."""
@@ -34,6 +34,8 @@ class LocalFile:
     """How messages call it: the input's URL and what is below it."""
     private: bool
     """The task can write to it: never a hard link."""
+    size: int = 0
+    """Bytes when it was listed; only for sharing the work out."""
 
 
 @dataclass
@@ -89,7 +91,7 @@ class LocalInputs:
         elif kind == "DIRECTORY":
             raise StagingError("input %s is a DIRECTORY in the task but not on disk; declare it as FILE." % shown)
         elif stat.S_ISREG(mode):
-            listing.files.append(LocalFile(found.root, found.parts, place, shown, private))
+            listing.files.append(LocalFile(found.root, found.parts, place, shown, private, found.info.st_size))
         else:
             raise StagingError("input %s is neither a file nor a directory; only those can be staged." % shown)
 
@@ -148,7 +150,8 @@ class LocalInputs:
             if stat.S_ISDIR(inner.info.st_mode):
                 self._list_directory(inner, [*place, name], below, private, listing, above, stop)
             elif stat.S_ISREG(inner.info.st_mode):
-                listing.files.append(LocalFile(inner.root, inner.parts, [*place, name], below, private))
+                size = inner.info.st_size
+                listing.files.append(LocalFile(inner.root, inner.parts, [*place, name], below, private, size))
             else:
                 listing.note("%s is neither a file nor a directory; it was left out." % below)
         finally:
@@ -272,13 +275,15 @@ class LocalInputs:
 
 
 def together(files: Sequence[LocalFile]) -> Iterator[List[LocalFile]]:
-    """Cut a listing into runs of at most `MOST` files that lie in one directory and go into one directory."""
+    """Cut a listing into short runs of files that lie in one directory and go into one directory."""
     run: List[LocalFile] = []
+    size = 0
     for item in files:
-        if run and (len(run) >= MOST or not _beside(run[-1], item)):
+        if run and (len(run) >= MOST or size + item.size > MOST_BYTES or not _beside(run[-1], item)):
             yield run
-            run = []
+            run, size = [], 0
         run.append(item)
+        size += item.size
     if run:
         yield run
 

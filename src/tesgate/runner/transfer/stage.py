@@ -207,8 +207,13 @@ class _StageIn:
             levels.setdefault(level, []).append(index)
         for level in sorted(levels):
             calls: List[Callable[[Stop], List[str]]] = []
+            single: List[LocalFile] = []
             for index in levels[level]:
-                calls.extend(self._calls(inputs[index], places[index], listings[index]))
+                if listings[index].files and not listings[index].directories:
+                    single.extend(listings[index].files)
+                else:
+                    calls.extend(self._calls(inputs[index], places[index], listings[index]))
+            calls.extend(partial(self._stage_files, files) for files in together(single))
             for found in await self._run(calls):
                 notes.extend(found)
         return [printable(note) for note in notes]
