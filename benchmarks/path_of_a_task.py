@@ -1,6 +1,6 @@
 """Where the milliseconds of one task go: its stops from POST to removal, beside the bare engine in the same run.
 
-Usage: python benchmarks/path_of_a_task.py [--tasks 20] [--image busybox:latest]
+Usage: python benchmarks/path_of_a_task.py [--quick] [--tasks 20] [--image busybox:latest]
 
 Starts a gateway of its own (embedded PostgreSQL, an agent on the Docker engine) in a temporary directory, runs `true`
 one task after the other, and prints the median time of each stop since the client began to send the POST. Clocks: the
@@ -133,10 +133,12 @@ async def measure(given: argparse.Namespace, data: Path, process: subprocess.Pop
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tasks", type=int, default=20)
+    parser.add_argument("--tasks", type=int)
+    parser.add_argument("--quick", action="store_true", help="5 tasks")
     parser.add_argument("--image", default="busybox:latest")
     parser.add_argument("--socket", default="/var/run/docker.sock")
     given = parser.parse_args()
+    given.tasks = given.tasks or (5 if given.quick else 20)
     with tempfile.TemporaryDirectory(prefix="tesgate-path-") as made:
         os.chmod(made, 0o711)  # the embedded server's own user has to pass
         data = Path(made) / "data"

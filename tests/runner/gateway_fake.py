@@ -57,6 +57,8 @@ class FakeGateway:
         self.leases: Dict[Key, float] = {}
         self.forgotten: Set[Key] = set()
         self.forgets = True
+        self.hold_finish = False
+        """The answer to `finish` comes only after the agent has obeyed a poll's `forget`."""
         self.have: List[Key] = []
         self.tombstones: List[Key] = []
         self._number: Dict[int, int] = {}
@@ -251,7 +253,13 @@ class FakeGateway:
                 return status, {"msg": "scripted"}
             if key in self.closed:
                 return 410, {"msg": "not yours any more"}
-            return self._take(key, message, body)
+            answer = self._take(key, message, body)
+            deadline = time.monotonic() + 20.0
+            while self.hold_finish and message == "finish" and time.monotonic() < deadline:
+                if key in self.forgotten and key not in self.have:
+                    break
+                self.lock.wait(0.02)
+            return answer
 
     def _take(self, key: Key, message: str, body: Body) -> Tuple[int, Body]:
         if body["version"] in [item["version"] for _, whose, item in self.messages[:-1] if whose == key]:

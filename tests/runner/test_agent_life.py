@@ -492,3 +492,15 @@ def test_on_the_oldest_python(tmp_path: Path, bubblewrap: Any, python39: Any) ->
         bench.nothing_left(key)
     finally:
         bench.close()
+
+
+def test_a_forget_that_overtakes_the_answer_to_the_last_word_breaks_nothing_off(bench: Bench) -> None:
+    """The poll is answered first: the last word was heard all the same, and the attempt ends as any other."""
+    bench.gateway.hold_finish = True
+    bench.start()
+    key = bench.gateway.assign(bench.counted(1))
+    assert bench.gateway.end_of(key)[0] == "finish"
+    bench.nothing_left(key)
+    assert len(bench.gateway.of(key, "finish")) == 1
+    assert "never heard" not in bench.log()
+    assert "never answered" not in bench.log()

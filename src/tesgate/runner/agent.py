@@ -339,11 +339,11 @@ class Agent:
         for name in self._scratch.names():
             try:
                 plan, journal = self._scratch.load(name)
+                _log.info("going on", extra={"task": plan.task, "attempt": plan.attempt})
+                # What the journal says is read here, so that one that makes no sense stops this attempt alone.
+                self._live(plan, self._scratch.path(name), journal)
             except (OSError, ValueError) as exc:
                 self._bury(name, exc)
-                continue
-            _log.info("going on", extra={"task": plan.task, "attempt": plan.attempt})
-            self._live(plan, self._scratch.path(name), journal)
 
     def _bury(self, name: str, fault: Exception) -> None:
         """A directory that cannot be read (a host that lost power, a failing disk): it must not begin again here.

@@ -92,6 +92,7 @@ class Attempt:
         # A last word that was journalled may have been heard before whoever said it died.
         self._unsure = self._record.find_final() is not None
         self._forget = anyio.Event()
+        self._saying = False
         stopping = journal.find("stopping")
         if stopping is not None:
             self._grace = float(stopping["grace"])
@@ -131,7 +132,8 @@ class Attempt:
             self._journal.append("forgotten")
             self.forgotten = True
             self._forget.set()
-            if not self.settled:
+            # A poll's answer may overtake that to our last word, which then settles it.
+            if not self.settled and not self._saying:
                 self._log.info("the attempt is over for the gateway, which never heard our last word")
                 self._be_gone()
 
@@ -224,7 +226,8 @@ class Attempt:
         """Stop what runs, take nothing to its place, and say so."""
         self._log.info("stopping")
         if self._journal.find("stopping") is None:
-            self._journal.append("stopping", sync=True, grace=grace)
+            self._journal.append("stopping", grace=grace)
+        await anyio.to_thread.run_sync(self._journal.sync)  # in a thread: a slow disk would stop all attempts
         for index in range(len(self.plan.executors)):
             if self._journal.find("starting", executor=index) and not self._journal.find("ended", executor=index):
                 step = self._work.step(index)
@@ -240,8 +243,14 @@ class Attempt:
         try:
             while True:
                 pause = 1.0
+                if self.forgotten:
+                    raise Gone("the attempt is over for the gateway, which never answered our last word")
                 try:
-                    answer = await send()
+                    self._saying = True
+                    try:
+                        answer = await send()
+                    finally:
+                        self._saying = False
                     if not answer.stop or message == "stopped":
                         self.settled = True
                         self._journal.append("settled", message=message)

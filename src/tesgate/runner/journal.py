@@ -19,6 +19,7 @@ Entry = Dict[str, Any]
 RESERVED = 128 << 10
 """Bytes that a journal may grow by although the disk is full: enough to say how the attempt ended."""
 _KEEP_SIZE = 1
+_encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class Journal:
@@ -82,7 +83,7 @@ class Journal:
             raise ValueError("the journal %s is closed" % self.path)
         entry: Entry = {"what": what, "at": time.time(), "up": clock.now()}
         entry.update(facts)
-        line = json.dumps(entry, separators=(",", ":")).encode("utf-8") + b"\n"
+        line = _encode(entry).encode("utf-8") + b"\n"
         start = os.fstat(self._fd).st_size
         written = os.write(self._fd, line)
         if written != len(line):  # a full disk: leave no torn line that would hide later entries

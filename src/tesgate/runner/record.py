@@ -159,10 +159,9 @@ class Record:
         self.journal.append("published", outputs=wire.encode(outputs))
 
     def final(self, final: Final) -> Final:
-        """Journal the last word, before it is said."""
+        """Journal the last word, before it is said (`failed` also has to be on the disk before that)."""
         self.journal.append(
             "final",
-            sync=final.message == "failed",
             message=final.message,
             state=final.state,
             cause=final.cause,

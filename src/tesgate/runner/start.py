@@ -19,6 +19,7 @@ from .runtime.base import Runtime, RuntimeFault
 from .scratch import Scratch, ScratchError, ScratchLocked
 from .settings import AgentSettings
 from .step import user_of
+from .transfer.copying import process_umask
 from .transfer.stage import Stager
 from .watch import Watch
 from .work import Tools
@@ -94,6 +95,7 @@ class _Stagers:
 
     def __init__(self, settings: AgentSettings) -> None:
         self._settings = settings
+        self._umask = process_umask()
 
     def __call__(self, plan: Plan) -> Stager:
         user = user_of(plan.run_as)
@@ -106,6 +108,7 @@ class _Stagers:
             policy=plan.url_policy,
             concurrency=self._settings.concurrency,
             owner=owner,
+            umask=self._umask,
         )
 
 

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import sys
 import typing
-from typing import Any, Dict, List, Type, TypeVar, Union
+from typing import Any, Callable, Dict, List, Optional, Tuple, Type, TypeVar, Union
 
 __all__ = ["WIRE", "WireError", "decode", "encode"]
 
@@ -26,25 +26,40 @@ class WireError(ValueError):
     """A message that does not have the shape that its type promises."""
 
 
+_PLAIN = frozenset((str, int, float, bool, type(None)))
+
+
+class _Unfit(Exception):
+    """A value that does not fit; `where` is put together on the way out, since it is hardly ever needed."""
+
+    def __init__(self, said: str, where: str = "") -> None:
+        super().__init__(said)
+        self.said, self.where = said, where
+
+
 def encode(value: Any) -> Any:
     """Turn a dataclass (or a list or dict of them) into plain JSON values; ``None`` fields are left out."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        out: Dict[str, Any] = {}
-        for field in dataclasses.fields(value):
-            item = getattr(value, field.name)
-            if item is not None:
-                out[field.name] = encode(item)
-        return out
-    if isinstance(value, dict):
-        return {str(key): encode(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
+    kind: Any = type(value)
+    if kind in _PLAIN:
+        return value
+    if kind is list or kind is tuple:
         return [encode(item) for item in value]
-    return value
+    if kind is dict:
+        return {str(key): encode(item) for key, item in value.items()}
+    names = _names(kind)
+    if names is None:
+        return value
+    out: Dict[str, Any] = {}
+    for name in names:
+        item = getattr(value, name)
+        if item is not None:
+            out[name] = item if type(item) in _PLAIN else encode(item)
+    return out
 
 
 @functools.lru_cache(maxsize=None)
-def _hints(cls: type) -> Dict[str, Any]:
-    return typing.get_type_hints(cls)
+def _names(kind: type) -> Optional[Tuple[str, ...]]:
+    return tuple(field.name for field in dataclasses.fields(kind)) if dataclasses.is_dataclass(kind) else None
 
 
 def decode(cls: Type[T], value: Any, where: str = "message") -> T:
@@ -52,42 +67,102 @@ def decode(cls: Type[T], value: Any, where: str = "message") -> T:
 
     Raises `WireError` that names the field which is missing or has another type.
     """
-    if not isinstance(value, dict):
-        raise WireError("%s must be an object" % where)
-    hints = _hints(typing.cast(Any, cls))
-    kwargs: Dict[str, Any] = {}
-    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
-        name = "%s.%s" % (where, field.name)
-        if field.name in value and value[field.name] is not None:
-            kwargs[field.name] = _value(hints[field.name], value[field.name], name)
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise WireError("%s is missing" % name)
-    return cls(**kwargs)
+    try:
+        return typing.cast(T, _reader(typing.cast(Any, cls))(value))
+    except _Unfit as unfit:
+        raise WireError("%s%s %s" % (where, unfit.where, unfit.said)) from None
 
 
-def _value(hint: Any, value: Any, where: str) -> Any:
-    origin = typing.get_origin(hint)
+@functools.lru_cache(maxsize=None)
+def _reader(hint: Any) -> Callable[[Any], Any]:
+    """Return what reads a value of this type; made once for each type, since messages are many and types are few."""
     if hint is Any:
-        return value
+        return _anything
+    origin = typing.get_origin(hint)
     if origin is Union:
-        inner = [arg for arg in typing.get_args(hint) if arg is not type(None)]
-        return _value(inner[0], value, where)
+        return _reader(next(arg for arg in typing.get_args(hint) if arg is not type(None)))
     if origin in (list, List):
-        if not isinstance(value, list):
-            raise WireError("%s must be a list" % where)
-        (item,) = typing.get_args(hint)
-        return [_value(item, part, "%s[%d]" % (where, index)) for index, part in enumerate(value)]
+        return _list_reader(_reader(typing.get_args(hint)[0]))
     if origin in (dict, Dict):
-        if not isinstance(value, dict):
-            raise WireError("%s must be an object" % where)
-        _, item = typing.get_args(hint)
-        return {str(key): _value(item, part, "%s.%s" % (where, key)) for key, part in value.items()}
+        return _dict_reader(_reader(typing.get_args(hint)[1]))
     if dataclasses.is_dataclass(hint):
-        return decode(typing.cast(type, hint), value, where)
-    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        if not -_LARGEST < value < _LARGEST:  # nor NaN
-            raise WireError("%s must be a finite number" % where)
-        return float(value)
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise WireError("%s must be of type %s" % (where, hint.__name__))
+        return _object_reader(hint)
+    return _scalar_reader(hint)
+
+
+def _anything(value: Any) -> Any:
     return value
+
+
+def _scalar_reader(kind: type) -> Callable[[Any], Any]:
+    def read(value: Any) -> Any:
+        if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+            if not -_LARGEST < value < _LARGEST:  # nor NaN
+                raise _Unfit("must be a finite number")
+            return float(value)
+        if type(value) is kind:
+            return value
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise _Unfit("must be of type %s" % kind.__name__)
+        return value
+
+    return read
+
+
+def _list_reader(item: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def read(value: Any) -> Any:
+        if not isinstance(value, list):
+            raise _Unfit("must be a list")
+        out: List[Any] = []
+        for part in value:
+            try:
+                out.append(item(part))
+            except _Unfit as unfit:
+                raise _Unfit(unfit.said, "[%d]%s" % (len(out), unfit.where)) from None
+        return out
+
+    return read
+
+
+def _dict_reader(item: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def read(value: Any) -> Any:
+        if not isinstance(value, dict):
+            raise _Unfit("must be an object")
+        out: Dict[str, Any] = {}
+        for key, part in value.items():
+            try:
+                out[str(key)] = item(part)
+            except _Unfit as unfit:
+                raise _Unfit(unfit.said, ".%s%s" % (key, unfit.where)) from None
+        return out
+
+    return read
+
+
+def _object_reader(cls: Any) -> Callable[[Any], Any]:
+    hints = typing.get_type_hints(cls)
+    fields = [
+        (
+            field.name,
+            _reader(hints[field.name]),
+            field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING,
+        )
+        for field in dataclasses.fields(cls)
+    ]
+
+    def read(value: Any) -> Any:
+        if not isinstance(value, dict):
+            raise _Unfit("must be an object")
+        found: Dict[str, Any] = {}
+        for name, reader, required in fields:
+            part = value.get(name)
+            if part is not None:
+                try:
+                    found[name] = reader(part)
+                except _Unfit as unfit:
+                    raise _Unfit(unfit.said, ".%s%s" % (name, unfit.where)) from None
+            elif required:
+                raise _Unfit("is missing", "." + name)
+        return cls(**found)
+
+    return read

@@ -85,7 +85,7 @@ class Work:
         """Return the last word, journalled. Raises `Gone` where the gateway will not hear it."""
         said = self._record.find_final()
         if said is not None:
-            return said
+            return await self._kept(said)
         try:
             final = await self._all()
         except Failed as exc:
@@ -104,7 +104,14 @@ class Work:
             final = Final("failed", cause="The agent met a fault of its own (%s: %s)." % (type(exc).__name__, exc))
         if final.state not in (COMPLETE, EXECUTOR_ERROR):
             await self._out.discard()
-        return self._record.final(final)
+        return await self._kept(self._record.final(final))
+
+    async def _kept(self, final: Final) -> Final:
+        """After `failed` the gateway begins a further attempt: this one must know its end even if the host dies."""
+        if final.message == "failed":
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(self._journal.sync)  # not here: a slow disk would stop all attempts
+        return final
 
     def _fault(self, sentence: str, transient: bool) -> Final:
         if transient:

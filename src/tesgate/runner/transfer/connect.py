@@ -7,6 +7,7 @@ which a name could change its mind (DNS rebinding). Host header, SNI and certifi
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import queue
 import select
@@ -201,10 +202,17 @@ def make_pools(policy: AddressPolicy, stop: Stop, settings: HttpSettings) -> url
     class PlainPool(urllib3.HTTPConnectionPool):
         ConnectionCls = Plain
 
+    @functools.lru_cache(maxsize=None)
+    def context() -> ssl.SSLContext:
+        # Reading the system's certificates takes longer than a small download: only who needs them waits for that.
+        return ssl.create_default_context(cafile=settings.ca_file)
+
     class SecurePool(urllib3.HTTPSConnectionPool):
         ConnectionCls = Secure
 
-    context = ssl.create_default_context(cafile=settings.ca_file)
-    pools = urllib3.PoolManager(num_pools=32, maxsize=8, retries=False, ssl_context=context)
+        def __init__(self, *arguments: Any, **more: Any) -> None:
+            super().__init__(*arguments, **{**more, "ssl_context": context()})
+
+    pools = urllib3.PoolManager(num_pools=32, maxsize=8, retries=False)
     pools.pool_classes_by_scheme = {"http": PlainPool, "https": SecurePool}
     return pools

@@ -154,10 +154,13 @@ class Downloader:
         if progress.offset and progress.validator:
             headers["Range"] = "bytes=%d-" % progress.offset
             headers["If-Range"] = progress.validator
-        return self._pools.request(
+        # Straight to the host's pool: `PoolManager.request` would take the URL apart twice more for each small file.
+        pool = self._pools.connection_from_host(parsed.host, parsed.port, parsed.scheme)
+        return pool.urlopen(
             "GET",
-            parsed._replace(auth=None, fragment=None).url,
+            parsed.request_uri,
             headers=headers,
+            assert_same_host=False,
             redirect=False,
             retries=False,
             preload_content=False,

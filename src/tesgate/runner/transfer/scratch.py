@@ -69,16 +69,21 @@ class Scratch:
     @contextmanager
     def new_file(self, parts: List[str], mode: int) -> Iterator[int]:
         """Make a file (replacing what an earlier try left) and give it its mode and owner when it is whole."""
-        with self.directory(parts[:-1]) as parent:
-            try:
-                handle = os.open(parts[-1], _NEW, 0o600, dir_fd=parent)
-            except FileExistsError:
-                self.clear(parent, parts[-1])
-                handle = os.open(parts[-1], _NEW, 0o600, dir_fd=parent)
-            try:
-                yield handle
-                os.fchmod(handle, mode)
-                if self.owner is not None:
-                    os.fchown(handle, self.owner[0], self.owner[1])
-            finally:
-                os.close(handle)
+        with self.directory(parts[:-1]) as parent, self.new_file_in(parent, parts[-1], mode) as handle:
+            yield handle
+
+    @contextmanager
+    def new_file_in(self, parent: int, name: str, mode: int) -> Iterator[int]:
+        """`new_file` in a directory that is open already (by `directory`)."""
+        try:
+            handle = os.open(name, _NEW, 0o600, dir_fd=parent)
+        except FileExistsError:
+            self.clear(parent, name)
+            handle = os.open(name, _NEW, 0o600, dir_fd=parent)
+        try:
+            yield handle
+            os.fchmod(handle, mode)
+            if self.owner is not None:
+                os.fchown(handle, self.owner[0], self.owner[1])
+        finally:
+            os.close(handle)

@@ -14,7 +14,7 @@ from .connect import HttpSettings
 from .copying import Copier, process_umask
 from .faults import LeaseLost, PathRefused, StagingError, os_fault
 from .http import Downloader
-from .local import Listing, LocalFile, LocalInputs
+from .local import Listing, LocalFile, LocalInputs, together
 from .outputs import Expansion
 from .paths import Roots
 from .policy import AddressPolicy
@@ -35,6 +35,7 @@ class Stager:
     `owner`: uid and gid of the container's user, to whom staged files are given where the agent is root.
     `link_outputs`: an output may leave the scratch by a hard link; False where a process may outlive its executor.
     `durable`: outputs are flushed to disk before they are published (costs a flush a file).
+    `umask`: that of this process, where the caller knows it already.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Stager:
         http: Optional[HttpSettings] = None,
         link_outputs: bool = True,
         durable: bool = True,
+        umask: Optional[int] = None,
     ) -> None:
         self._roots = Roots(roots)
         self._policy = AddressPolicy(policy)
@@ -55,7 +57,11 @@ class Stager:
         self._http = http if http is not None else HttpSettings()
         self._copier = Copier()
         self._storing = Storing(
-            roots=self._roots, copier=self._copier, umask=process_umask(), link=link_outputs, durable=durable
+            roots=self._roots,
+            copier=self._copier,
+            umask=process_umask() if umask is None else umask,
+            link=link_outputs,
+            durable=durable,
         )
 
     def check(self, inputs: Sequence[Input], outputs: Sequence[Output]) -> None:
@@ -201,8 +207,13 @@ class _StageIn:
             levels.setdefault(level, []).append(index)
         for level in sorted(levels):
             calls: List[Callable[[Stop], List[str]]] = []
+            single: List[LocalFile] = []
             for index in levels[level]:
-                calls.extend(self._calls(inputs[index], places[index], listings[index]))
+                if listings[index].files and not listings[index].directories:
+                    single.extend(listings[index].files)
+                else:
+                    calls.extend(self._calls(inputs[index], places[index], listings[index]))
+            calls.extend(partial(self._stage_files, files) for files in together(single))
             for found in await self._run(calls):
                 notes.extend(found)
         return [printable(note) for note in notes]
@@ -244,11 +255,11 @@ class _StageIn:
 
         if listing.directories:
             calls.append(directories)
-        calls.extend(partial(self._stage_file, file) for file in listing.files)
+        calls.extend(partial(self._stage_files, files) for files in together(listing.files))
         return calls
 
-    def _stage_file(self, file: LocalFile, stop: Stop) -> List[str]:
-        self._local.stage(file, stop)
+    def _stage_files(self, files: List[LocalFile], stop: Stop) -> List[str]:
+        self._local.stage_all(files, stop)
         return []
 
     def _write_content(self, item: Input, content: str, place: List[str], stop: Stop) -> List[str]:
