@@ -205,9 +205,9 @@ class FakeGateway:
             if status is not None:
                 return status, {"msg": "scripted"}
             number, newest = body["number"], self._number.get(body["session"], 0)
-            if number == newest:
+            if 0 < number == newest:
                 self.violations.append("poll number %d was used twice" % number)
-            if number <= newest:  # it was held up on its way, and the agent has given it up
+            if 0 < number <= newest:  # it was held up on its way, and the agent has given it up
                 return 200, {"start": [], "stop": [], "forget": [], "wire": 1}
             self._number[body["session"]] = number
             self.polls.append(body)
