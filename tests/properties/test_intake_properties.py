@@ -15,7 +15,7 @@ from tesgate.config import Defaults, Limits
 from tesgate.errors import BadRequest
 from tesgate.model.ids import is_task_id
 from tesgate.model.intake import IntakeRules, accept
-from tesgate.runner.transfer.globs import expand_braces, has_wildcards, regex
+from tesgate.runner.transfer.globs import Matcher, expand_braces, has_wildcards
 from tesgate.services.tasks import decode_page_token, encode_page_token
 
 RULES = IntakeRules(Limits(), Defaults())
@@ -149,7 +149,7 @@ NAMES = st.text("abx.\u00e9", min_size=1, max_size=6)
 def test_one_component_of_a_pattern_is_what_a_shell_takes_it_for(pattern: str, name: str) -> None:
     """The reference: Python's fnmatch, but for a leading dot, which no wildcard matches."""
     expected = fnmatch.fnmatchcase(name, pattern) and not (name.startswith(".") and pattern[0] in "*?[")
-    assert (regex(pattern).fullmatch(name) is not None) == expected
+    assert Matcher(pattern).fullmatch(name) == expected
     assert has_wildcards(pattern) == any(character in pattern for character in "*?[")
 
 

@@ -19,6 +19,7 @@ FIRST = int(os.environ.get("SEED") or secrets.randbelow(10**6))
 ROUNDS = int(os.environ.get("ROUNDS") or 1)
 
 _failed: list[tuple[int, str]] = []
+_selected: list[str] = []
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -35,6 +36,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items
         if not item.get_closest_marker("once") or item.callspec.params["seed"] == FIRST  # type: ignore[attr-defined]
     ]
+    _selected.extend(item.nodeid for item in items)
     items.sort(key=lambda item: item.callspec.params["seed"])  # type: ignore[attr-defined]
 
 
@@ -57,6 +59,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if not _selected:
+        return
     last = FIRST + ROUNDS - 1
     terminalreporter.section("soak")
     terminalreporter.line(f"seeds {FIRST} to {last}: {len(_failed)} failures")
