@@ -61,7 +61,6 @@ async def round_of_tasks(rows: Rows, times: Times) -> None:
     assert len(given) == BATCH
     await times.of("agent_orders", BATCH, rows.attempts.orders("agent1", []))
     await times.of("acknowledge", BATCH, rows.attempts.acknowledge("agent1", [(task_id, 1) for task_id in ids]))
-    await times.of("starts", BATCH, rows.attempts.starts([(task_id, 1) for task_id in ids]))
     for task_id in ids:
         said = await times.of("report", 1, rows.attempts.report(task_id, 1, rows.words(started=True), LEASE))
         assert said is not None

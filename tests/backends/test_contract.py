@@ -148,7 +148,7 @@ async def test_wake_ups_of_the_pool(rows: Rows) -> None:
     for call in (pool.launch(Launch(ref)), pool.cancel(ref, SOON), pool.release(ref)):
         ticket = rows.wakes.agent_ticket("agent1")
         await call
-        assert ticket.is_set()
+        assert ticket.urgent.is_set()
     assert pool.check({}) == []
 
 

@@ -34,7 +34,7 @@ from tesgate.runner.report import (
 )
 from tesgate.services.attempts import AttemptService, Policy
 from tesgate.store.agents import AgentStore
-from tesgate.store.attempts import AttemptStore, Start
+from tesgate.store.attempts import AttemptStore, Order
 from tesgate.store.database import Database
 from tesgate.store.replicas import ReplicaStore
 from tesgate.store.tasks import TaskStore
@@ -242,5 +242,7 @@ class FakeAgent:
         return Report(self.said, self.name, Snapshot(executors=[ExecutorReport("2026-01-01T00:00:00Z")]), state=state)
 
 
-def _plan(start: Start) -> Plan:
-    return build_plan(start.task_id, start.number, start.external_name, start.document, "tok", settings=PlanSettings())
+def _plan(start: Order) -> Plan:
+    return build_plan(
+        start.task_id, start.number, start.external_name, start.document or {}, "tok", settings=PlanSettings()
+    )

@@ -12,7 +12,7 @@ from tesgate.model.planning import PlanSettings, build_plan
 from tesgate.model.retries import Retries
 from tesgate.runner.report import AgentFacts, ExecutorReport, Have, PollRequest, Report, Resources, Snapshot
 from tesgate.services.attempts import AttemptService, Policy
-from tesgate.store.attempts import Start
+from tesgate.store.attempts import Order
 from tesgate.store.database import Database
 from tesgate.telemetry import Metrics
 from tests.store.rows import ALICE, Rows
@@ -41,11 +41,11 @@ class Room:
         self.number = 0
         self.said = 0
 
-    def _plan(self, start: Start):  # type: ignore[no-untyped-def]
+    def _plan(self, start: Order):  # type: ignore[no-untyped-def]
         if start.task_id in self.broken_plans:
             raise ValueError("this row cannot be planned")
         return build_plan(
-            start.task_id, start.number, start.external_name, start.document, "tok", settings=PlanSettings()
+            start.task_id, start.number, start.external_name, start.document or {}, "tok", settings=PlanSettings()
         )
 
     async def register(self) -> None:
@@ -152,6 +152,15 @@ async def test_what_only_a_report_acknowledged_cannot_be_missing(room: Room) -> 
     await room.service.report(task_id, 1, room.report())
     assert [plan.task for plan in (await room.poll()).start] == [task_id]
     assert await room.state(task_id) == "RUNNING"
+
+
+async def test_what_was_listed_after_its_report_is_lost_when_missing_and_never_started_again(room: Room) -> None:
+    task_id = await assigned(room)
+    await room.service.report(task_id, 1, room.report())
+    await room.poll(task_id)
+    assert not (await room.poll()).start
+    row = await room.rows.row(task_id)
+    assert (row["phase"], row["state"]) == ("waiting", "RUNNING")
 
 
 async def test_a_poll_that_was_overtaken_while_it_was_handled_loses_nothing(room: Room) -> None:

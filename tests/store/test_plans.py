@@ -187,7 +187,9 @@ async def middle(filled: Filled, caller: Caller) -> str:
 async def test_the_hot_statements_touch_what_they_name(filled: Filled) -> None:
     ended, waiting, started = filled.ended, filled.waiting, filled.started
     one, text = started[0], "{}"
-    said = (one, 1, "agent1", 7, text, "[]", True, timedelta(seconds=30))
+    many = len(started)
+    words = (started, [1] * many, ["agent1"] * many, [7] * many, [text] * many, ["[]"] * many)
+    said = (*words, [True] * many, timedelta(seconds=30))
     ones = [1] * len(started)
     holder = (filled.rows.holder.replica_id, filled.rows.holder.epoch)
     assign = (waiting, [1] * len(waiting), ["agent1"] * len(waiting), *holder, "pool", True, "tg-")
@@ -199,19 +201,18 @@ async def test_the_hot_statements_touch_what_they_name(filled: Filled) -> None:
         ("tasks", "find_idempotent", (ended[0], "owner3", "none"), 1),
         ("tasks", "list_events", (ended[0],), 2),
         ("tasks", "cancel_task", (waiting[0], True, "root", []), 1),
-        ("tasks", "waiting_tasks", (100,), 2000),
+        ("tasks", "waiting_tasks", (100, "owner3", waiting), 2000),
         ("tasks", "note_reasons", (waiting, ["why"] * len(waiting)), 50),
         ("tasks", "end_pending", (), 1),
         ("tasks", "refuse_waiting", (waiting, [1] * len(waiting), ["why"] * len(waiting)), 50),
         ("tasks", "expired_tasks", (timedelta(days=200), 50, "~", "~"), 50),
         ("tasks", "delete_tasks", (ended,), 50),
         ("attempts", "assign", assign, 50),
-        ("attempts", "agent_orders", ("agent1", [], []), 100),
+        ("attempts", "agent_orders", ("agent1", started, ones), 100),
         ("attempts", "acknowledge", ("agent1", started, ones), 20),
-        ("attempts", "starts", (started, ones), 20),
-        ("attempts", "report", said, 1),
-        ("attempts", "publish", said, 1),
-        ("attempts", "finish", (one, 1, "agent1", 7, text, "[]", "COMPLETE", "[]"), 1),
+        ("attempts", "report", said, 20),
+        ("attempts", "publish", said, 20),
+        ("attempts", "finish", (*words, ["COMPLETE"] * many, ["[]"] * many), 20),
         (
             "attempts",
             "close_attempt",

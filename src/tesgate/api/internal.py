@@ -1,6 +1,6 @@
 """``/internal/v1``: what agents and runners say. It accepts their scoped tokens and nothing else.
 
-Lean Starlette routes: these are the hot path of every task, and their bodies are the runner's own dataclasses.
+Lean routes: these are the hot path of every task, and their bodies are the runner's own dataclasses.
 """
 
 from __future__ import annotations
@@ -10,18 +10,20 @@ import re
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, TypeVar
 
+from pydantic_core import to_json
 from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Match, NoMatchFound
+from starlette.types import Receive, Scope, Send
 
 from tesgate.api.body import storable
-from tesgate.errors import BadRequest, NotFound, TooLarge, Unauthorized
+from tesgate.api.middleware import ROUTE
+from tesgate.errors import BadRequest, MethodNotAllowed, TooLarge, Unauthorized
 from tesgate.runner.report import AgentFacts, Answer, PollRequest, Report
 from tesgate.runner.wire import WIRE, WireError, decode, encode
 from tesgate.services.attempts import AttemptService
 from tesgate.storage.workspace import Stream
 
-__all__ = ["InternalContext", "internal_routes"]
+__all__ = ["InternalContext", "InternalRoutes"]
 
 MAX_BODY = 64 << 20
 MAX_LOG_CHUNK = 4 << 20
@@ -50,51 +52,79 @@ class InternalContext(Protocol):
         ...
 
 
-def internal_routes(context: Callable[[Request], InternalContext]) -> list[Route]:
-    """The routes. `context` is taken from the request, so that the routes exist before the gateway has started."""
+_PATHS = re.compile(
+    r"/internal/v1/(?:(?P<register>agents)|(?P<poll>agents/poll)"
+    r"|attempts/(?P<task>[^/]+)/(?P<number>[0-9]{1,9})/"
+    r"(?:(?P<message>report|publish|finish|failed|stopped)|logs/(?P<step>[0-9]{1,9})/(?P<stream>stdout|stderr)))"
+)
 
-    async def register(request: Request) -> Response:
-        pool = await _pool(context(request), request)
-        facts = await _body(AgentFacts, request)
-        return _json(await context(request).attempt_service.register(pool, facts))
 
-    async def poll(request: Request) -> Response:
-        pool = await _pool(context(request), request)
-        asked = await _body(PollRequest, request)
-        return _json(await context(request).attempt_service.poll(pool, asked))
+class InternalRoutes(BaseRoute):
+    """All routes of agents and runners, as one route of the application."""
 
-    def message(name: str) -> Callable[[Request], Awaitable[Response]]:
-        async def handle(request: Request) -> Response:
-            task_id, number = _attempt(context(request), request)
-            report = await _body(Report, request)
-            say: Callable[[str, int, Report], Awaitable[Answer]] = getattr(context(request).attempt_service, name)
-            return _json(await say(task_id, number, report))
+    def __init__(self, context: InternalContext) -> None:
+        self._context = context
 
-        return handle
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Full for every path that exists, whatever the method."""
+        if scope["type"] != "http" or not scope["path"].startswith("/internal/"):
+            return Match.NONE, {}
+        found = _PATHS.fullmatch(scope["path"])
+        return (Match.NONE, {}) if found is None else (Match.FULL, {"tesgate.internal": found})
 
-    async def logs(request: Request) -> Response:
-        task_id, number = _attempt(context(request), request)
-        step, stream = request.path_params["step"], request.path_params["stream"]
-        if _NUMBER.fullmatch(step) is None or stream not in ("stdout", "stderr"):
-            raise NotFound(f"there is no stream {stream[:20]!r} of step {step[:20]!r}")
+    def url_path_for(self, name: str, /, **path_params: Any) -> Any:
+        """Lean routes have no names."""
+        raise NoMatchFound(name, path_params)
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; errors go up to the application's handlers."""
+        found: re.Match[str] = scope["tesgate.internal"]
+        message, stream = found["message"], found["stream"]
+        scope[ROUTE] = "/internal/v1/" + (
+            f"attempts/{message}" if message else "attempts/logs" if stream else found["register"] or found["poll"]
+        )
+        expected = "PUT" if stream else "POST"
+        if scope["method"] != expected:
+            raise MethodNotAllowed(scope["method"], [expected])
+        request = Request(scope, receive)
+        answer: Any
+        if message:
+            answer = await self._message(request, found["task"], int(found["number"]), message)
+        elif stream:
+            answer = await self._log(request, found["task"], int(found["number"]), found["step"], stream)
+        elif found["poll"]:
+            pool = await _pool(self._context, request)
+            answer = await self._context.attempt_service.poll(pool, await _body(PollRequest, request))
+        else:
+            pool = await _pool(self._context, request)
+            answer = await self._context.attempt_service.register(pool, await _body(AgentFacts, request))
+        body = to_json(encode(answer))
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    async def _message(self, request: Request, task_id: str, number: int, name: str) -> Answer:
+        _check_token(self._context, request, task_id, number)
+        report = await _body(Report, request)
+        service = self._context.attempt_service
+        say: dict[str, Callable[[str, int, Report], Awaitable[Answer]]] = {
+            "report": service.report,
+            "publish": service.publish,
+            "finish": service.finish,
+            "failed": service.failed,
+            "stopped": service.stopped,
+        }
+        return await say[name](task_id, number, report)
+
+    async def _log(self, request: Request, task_id: str, number: int, step: str, stream: str) -> Answer:
+        _check_token(self._context, request, task_id, number)
         word = request.query_params.get("offset", "0")
         if _NUMBER.fullmatch(word) is None:
             raise BadRequest("offset must be a number of bytes")
         offset = int(word)
         data = await _bytes(request, MAX_LOG_CHUNK)
-        await context(request).write_log(task_id, number, step, stream, offset, data)
-        return _json(Answer())
-
-    base = "/internal/v1/attempts/{task}/{number}"
-    return [
-        Route("/internal/v1/agents", register, methods=["POST"]),
-        Route("/internal/v1/agents/poll", poll, methods=["POST"]),
-        *(
-            Route(f"{base}/{name}", message(name), methods=["POST"])
-            for name in ("report", "publish", "finish", "failed", "stopped")
-        ),
-        Route(f"{base}/logs/{{step}}/{{stream}}", logs, methods=["PUT"]),
-    ]
+        await self._context.write_log(task_id, number, step, "stdout" if stream == "stdout" else "stderr", offset, data)
+        return Answer()
 
 
 def _token(request: Request) -> str:
@@ -111,14 +141,9 @@ async def _pool(context: InternalContext, request: Request) -> str:
     return pool
 
 
-def _attempt(context: InternalContext, request: Request) -> tuple[str, int]:
-    task_id, word = request.path_params["task"], request.path_params["number"]
-    if _NUMBER.fullmatch(word) is None:
-        raise NotFound("attempts are counted from 1")
-    number = int(word)
+def _check_token(context: InternalContext, request: Request, task_id: str, number: int) -> None:
     if not context.is_attempt_token(_token(request), task_id, number):
         raise Unauthorized(f"this token does not speak for attempt {number} of task {task_id[:64]}")
-    return task_id, number
 
 
 async def _bytes(request: Request, limit: int) -> bytes:
@@ -145,7 +170,3 @@ async def _body(cls: type[T], request: Request) -> T:
 
 def _constant(word: str) -> Any:
     raise WireError(f"{word} is no number")
-
-
-def _json(message: Any) -> Response:
-    return Response(json.dumps(encode(message), separators=(",", ":")), media_type="application/json")

@@ -37,7 +37,7 @@ from tesgate.services.tasks import Tasks
 from tesgate.services.timing import Timing
 from tesgate.storage.workspace import Stream, Workspace
 from tesgate.store.agents import AgentStore
-from tesgate.store.attempts import Assigned, AttemptStore, Holder, Start
+from tesgate.store.attempts import Assigned, AttemptStore, Holder, Order
 from tesgate.store.errors import StoreError
 from tesgate.store.listener import Listener, Notifier
 from tesgate.store.partitions import PartitionStore
@@ -165,7 +165,9 @@ class Gateway:
 
     # plans
 
-    def _plan_for(self, start: Start) -> Plan:
+    def _plan_for(self, start: Order) -> Plan:
+        if start.document is None:
+            raise ValueError("its document is not there")
         return build_plan(
             start.task_id,
             start.number,
@@ -267,6 +269,7 @@ class Gateway:
             # Everybody is one user there: it is for a single caller.
             refused_runtimes=() if settings.auth.mode == "none" else ("bubblewrap",),
             hint=lambda: self.agent_trouble(),  # noqa: PLW0108 - set later, when the agent is known
+            interval=timedelta(seconds=control.dispatch_interval),
         )
         silence = SilenceWatcher(
             agents=self._agents,

@@ -9,7 +9,7 @@ from tesgate import __version__
 from tesgate.api.context import ApiContext
 from tesgate.api.docs import install_docs
 from tesgate.api.errors import install_error_handlers
-from tesgate.api.internal import InternalContext, internal_routes
+from tesgate.api.internal import InternalContext, InternalRoutes
 from tesgate.api.logs import logs_router
 from tesgate.api.meta import meta_router
 from tesgate.api.middleware import guarded
@@ -44,7 +44,7 @@ def build_app(context: ApiContext, internal: InternalContext | None = None) -> F
     if "api" in context.settings.roles:
         app.include_router(logs_router(context))
     if internal is not None:
-        app.router.routes.extend(internal_routes(lambda request: internal))
+        app.router.routes.append(InternalRoutes(internal))
     if "api" in context.settings.roles:
         install_docs(app)
     install_error_handlers(app)

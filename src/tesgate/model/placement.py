@@ -29,6 +29,7 @@ class Candidate:
     age: float = 0.0
     reason: str | None = None
     """The reason that its row shows now."""
+    owner: str = ""
 
 
 @dataclass
@@ -137,8 +138,14 @@ def place(
     reserved: set[str] = set()
     if agents and not usable:
         hint = "those that are take no new tasks for now (they drain, or their disks are full; their logs say which)"
+    answers: dict[tuple[Need, tuple[tuple[str, bool], ...]], tuple[list[AgentRoom] | None, str]] = {}
+    # What found no room finds none later in this round: rooms only fill.
+    full: set[tuple[Need, tuple[tuple[str, bool], ...]]] = set()
     for candidate in candidates:
-        able, reason = _able(candidate, usable, working, hint)
+        kind = (candidate.need, candidate.paths)
+        if kind not in answers:
+            answers[kind] = _able(candidate, usable, working, hint)
+        able, reason = answers[kind]
         if able is None:
             refusal = _refusal(candidate, agents, known_roots)
             if refusal is not None:
@@ -146,12 +153,17 @@ def place(
             else:
                 result.reasons[candidate.task_id] = reason
             continue
-        fitting = [agent for agent in able if agent.agent_id not in reserved and agent.has_room(candidate.need)]
+        fitting = (
+            []
+            if kind in full
+            else [agent for agent in able if agent.agent_id not in reserved and agent.has_room(candidate.need)]
+        )
         if fitting:
             best = min(fitting, key=lambda agent: (agent.left_after(candidate.need), agent.agent_id))
             best.take(candidate.need)
             result.picks.append(Pick(candidate.task_id, candidate.version, best.agent_id))
             continue
+        full.add(kind)
         result.reasons[candidate.task_id] = reason
         if candidate.age >= reserve_after:
             free = [agent for agent in able if agent.agent_id not in reserved]

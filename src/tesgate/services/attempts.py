@@ -29,13 +29,19 @@ from tesgate.runner.report import (
 from tesgate.runner.wire import encode
 from tesgate.services.timing import Timing
 from tesgate.store.agents import AgentStore, NewAgent
-from tesgate.store.attempts import AttemptStore, Closed, Said, Start, Words, words_of
+from tesgate.store.attempts import AttemptStore, Closed, Order, Said, Words, words_of
 from tesgate.store.wakes import Wakes
 from tesgate.telemetry import Metrics
 
 __all__ = ["AttemptService", "Policy"]
 
 log = structlog.get_logger(__name__)
+
+PACE = 0.00025
+"""Seconds for each attempt that an agent has, before its poll is looked into."""
+LONGEST_PACE = 0.25
+LINGER = 0.3
+"""Seconds that `forget` waits for company, such as the start of what takes the place; removal takes as long anyway."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +64,7 @@ class AttemptService:
         attempts: AttemptStore,
         wakes: Wakes,
         policy: Policy,
-        plan_for: Callable[[Start], Plan],
+        plan_for: Callable[[Order], Plan],
         metrics: Metrics,
         timing: Timing | None = None,
     ) -> None:
@@ -108,6 +114,8 @@ class AttemptService:
         tombstones = {(item.task, item.attempt) for item in request.tombstones}
         arrived = True
         with anyio.move_on_after(min(request.wait, self._policy.longest_poll.total_seconds())):
+            # A poll costs as much as the agent has, and a busy one asks again at once: what happens meanwhile gathers.
+            await anyio.sleep(min(LONGEST_PACE, len(have) * PACE))
             while True:
                 ticket = self._wakes.agent_ticket(request.agent)
                 rows = await self._attempts.orders(request.agent, sorted(have | tombstones))
@@ -128,8 +136,9 @@ class AttemptService:
                     if orders.stopped or orders.lost:
                         continue
                 if orders.says_anything():
+                    starts = set(orders.start)
                     answer = PollAnswer(
-                        start=await self._plans(orders.start),
+                        start=await self._plans([row for row in rows if (row.task_id, row.number) in starts]),
                         stop=[
                             StopOrder(task, number, self._policy.grace.total_seconds()) for task, number in orders.stop
                         ],
@@ -139,13 +148,15 @@ class AttemptService:
                         return answer
                 if self._wakes.closing:
                     return PollAnswer()
-                await ticket.wait()
+                await ticket.news.wait()
+                with anyio.move_on_after(LINGER):
+                    await ticket.urgent.wait()
         return PollAnswer()
 
-    async def _plans(self, names: list[Name]) -> list[Plan]:
+    async def _plans(self, starts: list[Order]) -> list[Plan]:
         """Plans of attempts that are to be started; one that cannot be computed ends its task and stops nobody else."""
         plans: list[Plan] = []
-        for start in await self._attempts.starts(names):
+        for start in starts:
             try:
                 plans.append(self._plan_for(start))
             except Exception as error:
@@ -188,7 +199,7 @@ class AttemptService:
             self._timing.finished(task_id, number, report)
             self._wakes.queue()
             self._wakes.ended(task_id)
-            self._wakes.agent(report.instance)
+            self._wakes.agent_soon(report.instance)
         elif not answer.stop:
             raise Conflict(f"another attempt of task {task_id} is publishing")
         return answer
@@ -204,7 +215,7 @@ class AttemptService:
         )
         if closed is None and not await self._attempts.said_before(task_id, number, _words(report)):
             raise Gone(f"attempt {number} of task {task_id} is over")
-        self._wakes.agent(report.instance)
+        self._wakes.agent_soon(report.instance)
         return Answer()
 
     async def stopped(self, task_id: str, number: int, report: Report) -> Answer:
@@ -212,7 +223,7 @@ class AttemptService:
         closed = await self._close((task_id, number), "stopped", "", instance=report.instance, report=report)
         if closed is None and not await self._attempts.said_before(task_id, number, _words(report)):
             raise Gone(f"attempt {number} of task {task_id} is over, or nobody cancelled it")
-        self._wakes.agent(report.instance)
+        self._wakes.agent_soon(report.instance)
         return Answer()
 
     async def knows(self, task_id: str, number: int) -> bool:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 from tesgate.model.placement import AgentRoom, Need
-from tesgate.store.database import Database
+from tesgate.store.database import Database, Row
 from tesgate.store.queries import load_queries
 
-__all__ = ["AgentRow", "AgentStore", "NewAgent", "Silence", "Stranded"]
+__all__ = ["AgentRow", "AgentStore", "NewAgent", "Silence", "Stranded", "room_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,19 @@ class Stranded:
     host: str
 
 
+def room_of(row: Mapping[str, Any] | Row) -> AgentRoom:
+    """What the dispatcher has to know of an agent."""
+    return AgentRoom(
+        agent_id=row["id"],
+        host=row["host"],
+        capacity=Need(row["cpu_milli"], row["ram_bytes"], row["disk_bytes"]),
+        used=Need(row["used_cpu_milli"], row["used_ram_bytes"], row["used_disk_bytes"]),
+        roots=tuple((root["path"], bool(root.get("writable", True))) for root in row["roots"]),
+        runtimes=tuple(row["runtimes"]),
+        draining=row["draining"],
+    )
+
+
 class AgentStore:
     """Statements on ``agent``."""
 
@@ -100,15 +114,7 @@ class AgentStore:
         rows = await self._database.fetch(self._sql["open_agents"])
         return [
             AgentRow(
-                room=AgentRoom(
-                    agent_id=row["id"],
-                    host=row["host"],
-                    capacity=Need(row["cpu_milli"], row["ram_bytes"], row["disk_bytes"]),
-                    used=Need(row["used_cpu_milli"], row["used_ram_bytes"], row["used_disk_bytes"]),
-                    roots=tuple((root["path"], bool(root.get("writable", True))) for root in row["roots"]),
-                    runtimes=tuple(row["runtimes"]),
-                    draining=row["draining"],
-                ),
+                room=room_of(row),
                 pool=row["pool"],
                 session=row["session"],
                 silent_ticks=row["silent_ticks"],

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal
 
+import pydantic_core
+
 from tesgate.model.placement import Pick
 from tesgate.store.database import Database
+from tesgate.store.gather import Gather
 from tesgate.store.queries import load_queries
 
-__all__ = ["Assigned", "AttemptStore", "Closed", "Held", "Holder", "Order", "Said", "Start", "Words", "words_of"]
+__all__ = ["Assigned", "AttemptStore", "Closed", "Held", "Holder", "Order", "Said", "Words", "words_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,16 +48,9 @@ class Order:
     version: int
     its_own: bool
     """The attempt was given to the agent that polls."""
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """What a plan is computed from."""
-
-    task_id: str
-    number: int
     external_name: str
-    document: dict[str, Any]
+    document: dict[str, Any] | None
+    """Only of one that is to be started: what its plan is computed from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +72,18 @@ class Said:
     stop: bool
     leased: bool = False
     done: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Message:
+    """One message of a runner, on its way into a gathered statement."""
+
+    task_id: str
+    number: int
+    words: Words
+    lease: timedelta = timedelta(0)
+    state: str = ""
+    outputs: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +118,10 @@ class AttemptStore:
     def __init__(self, *, database: Database) -> None:
         self._database = database
         self._sql = load_queries("attempts")
+        # Messages of one moment go in one statement: one commit, and one write of each agent's room for all of them.
+        self._reports: Gather[_Message, Said | None] = Gather(self._report_batch, max_batch=200)
+        self._publishes: Gather[_Message, Said | None] = Gather(self._publish_batch, max_batch=200)
+        self._finishes: Gather[_Message, Said | None] = Gather(self._finish_batch, max_batch=200)
 
     async def assign(
         self, holder: Holder, picks: Sequence[Pick], *, backend: str, keeps: bool, prefix: str
@@ -156,64 +168,63 @@ class AttemptStore:
                 idempotent=True,
             )
 
-    async def starts(self, attempts: Sequence[tuple[str, int]]) -> list[Start]:
-        """Protocol row *start*: what the plans of these attempts are computed from."""
-        if not attempts:
-            return []
-        rows = await self._database.fetch(
-            self._sql["starts"], [task for task, _ in attempts], [number for _, number in attempts], idempotent=True
-        )
-        return [Start(row["id"], row["number"], row["external_name"], row["document"]) for row in rows]
-
     async def report(self, task_id: str, number: int, words: Words, lease: timedelta) -> Said | None:
-        """Protocol row *report*; None: not this runner's any more."""
-        row = await self._database.fetchrow(
-            self._sql["report"],
-            task_id,
-            number,
-            words.instance,
-            words.version,
-            words.snapshot,
-            words.tails,
-            words.started,
-            lease,
-            idempotent=True,
-        )
-        return None if row is None else Said(row["stop"], row["leased"])
+        """Protocol row *report*, gathered; None: not this runner's any more."""
+        return await self._reports.call(_Message(task_id, number, words, lease))
 
     async def publish(self, task_id: str, number: int, words: Words, lease: timedelta) -> Said | None:
-        """Protocol row *publish*: the lease, unless another attempt's lives; None: not this runner's any more."""
-        row = await self._database.fetchrow(
-            self._sql["publish"],
-            task_id,
-            number,
-            words.instance,
-            words.version,
-            words.snapshot,
-            words.tails,
-            words.started,
-            lease,
-            idempotent=True,
-        )
-        return None if row is None else Said(row["stop"], row["leased"])
+        """Protocol row *publish*, gathered: the lease, unless another attempt's lives; None: as `report`."""
+        return await self._publishes.call(_Message(task_id, number, words, lease))
 
     async def finish(
-        self, task_id: str, number: int, words: Words, state: str, outputs: list[dict[str, Any]]
+        self, task_id: str, number: int, words: Words, state: str, outputs: Sequence[Mapping[str, Any]]
     ) -> Said | None:
-        """Protocol row *finish*: the terminal state, with room and lease given back in the same statement."""
-        row = await self._database.fetchrow(
-            self._sql["finish"],
-            task_id,
-            number,
-            words.instance,
-            words.version,
-            words.snapshot,
-            words.tails,
-            state,
-            outputs,
-            idempotent=True,
-        )
-        return None if row is None else Said(row["stop"], done=row["done"])
+        """Protocol row *finish*, gathered: the terminal state, with room and lease given back in the same statement."""
+        return await self._finishes.call(_Message(task_id, number, words, state=state, outputs=outputs))
+
+    async def _report_batch(self, batch: Sequence[_Message]) -> list[Said | Exception | None]:
+        return await self._leasing("report", batch)
+
+    async def _publish_batch(self, batch: Sequence[_Message]) -> list[Said | Exception | None]:
+        return await self._leasing("publish", batch)
+
+    async def _leasing(self, name: str, batch: Sequence[_Message]) -> list[Said | Exception | None]:
+        # The span is the deployment's, the same for all.
+        def more(part: Sequence[_Message]) -> list[Any]:
+            return [[message.words.started for message in part], batch[0].lease]
+
+        return await self._say(name, batch, more)
+
+    async def _finish_batch(self, batch: Sequence[_Message]) -> list[Said | Exception | None]:
+        def more(part: Sequence[_Message]) -> list[Any]:
+            return [[message.state for message in part], [_json(message.outputs) for message in part]]
+
+        return await self._say("finish", batch, more)
+
+    async def _say(
+        self, name: str, batch: Sequence[_Message], more: Callable[[Sequence[_Message]], list[Any]]
+    ) -> list[Said | Exception | None]:
+        """One statement for all; a task that is there twice goes into a statement of its own, after the first."""
+        results: list[Said | Exception | None] = [None] * len(batch)
+        left = list(range(len(batch)))
+        while left:
+            chosen = {batch[index].task_id: index for index in reversed(left)}
+            part = [batch[index] for index in chosen.values()]
+            rows = await self._database.fetch(
+                self._sql[name],
+                [message.task_id for message in part],
+                [message.number for message in part],
+                [message.words.instance for message in part],
+                [message.words.version for message in part],
+                [_json(message.words.snapshot) for message in part],
+                [None if message.words.tails is None else _json(message.words.tails) for message in part],
+                *more(part),
+                idempotent=True,
+            )
+            for row in rows:
+                results[chosen[row["task_id"]]] = Said(row["stop"], row["leased"], row["done"])
+            left = [index for index in left if index not in chosen.values()]
+        return results
 
     async def close(
         self,
@@ -305,6 +316,10 @@ class AttemptStore:
     async def exists(self, task_id: str, number: int) -> bool:
         """Whether there is such an attempt, open or closed."""
         return bool(await self._database.fetchval(self._sql["attempt_of"], task_id, number))
+
+
+def _json(value: Any) -> str:
+    return pydantic_core.to_json(value).decode()
 
 
 def words_of(instance: str, version: int, snapshot: dict[str, Any]) -> Words:

@@ -13,21 +13,23 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import groupby
+from types import MappingProxyType
 from typing import Any
 
 from pydantic_core import to_json
 
 from tesgate.errors import IdempotencyConflict, TaskNotFound
 from tesgate.model.caller import Caller
-from tesgate.model.placement import Candidate, Need
+from tesgate.model.placement import AgentRoom, Candidate, Need
 from tesgate.model.planning import local_paths
 from tesgate.model.records import AttemptRecord, Inserted, ListQuery, NewTask, TaskRecord
+from tesgate.store.agents import room_of
 from tesgate.store.database import Database, Row
 from tesgate.store.gather import Gather
 from tesgate.store.queries import load_queries
 from tesgate.store.wakes import Wakes
 
-__all__ = ["TaskStore", "behind_prefix", "list_statement"]
+__all__ = ["Head", "TaskStore", "behind_prefix", "list_statement"]
 
 INDEXED_NAME = 64
 """Characters of a name that its index has (schema.sql: task_name)."""
@@ -56,6 +58,17 @@ class _Read:
     owner: str
     group: str | None
     task: TaskRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What a round of the dispatcher goes by."""
+
+    candidates: list[Candidate]
+    rooms: list[tuple[str, AgentRoom]]
+    """Open agents with their pools; none where nothing waits."""
+    more: bool
+    """Behind these there may be others."""
 
 
 class TaskStore:
@@ -234,19 +247,35 @@ class TaskStore:
     # the system's own
 
     async def waiting(self, limit: int) -> list[Candidate]:
-        """The head of the queue: oldest first, owners in turn."""
-        rows = await self._database.fetch(self._sql["waiting_tasks"], limit, idempotent=True)
-        return [
+        """The head of the queue: owners in turn, in each one's share the oldest first."""
+        return (await self.head(limit)).candidates
+
+    async def head(
+        self, limit: int, *, served: str = "", known: Mapping[str, Sequence[tuple[str, bool]]] = MappingProxyType({})
+    ) -> Head:
+        """The head of the queue, from the owner behind `served` on, with the open agents of all pools.
+
+        `known`: local paths of tasks that were seen before, by id; their documents are not read again.
+        """
+        rows = await self._database.fetch(self._sql["waiting_tasks"], limit, served, list(known), idempotent=True)
+        candidates = [
             Candidate(
                 task_id=row["id"],
                 version=row["version"],
                 need=Need(row["need_cpu_milli"], row["need_ram_bytes"], row["need_disk_bytes"]),
-                paths=_paths(row["document"]),
+                paths=tuple(known[row["id"]]) if row["id"] in known else _paths(row["document"]),
                 age=row["age"],
                 reason=row["wait_reason"],
+                owner=row["owner"],
             )
             for row in rows
         ]
+        agents = (rows[0]["agents"] or []) if rows else []
+        return Head(
+            candidates=candidates,
+            rooms=[(agent["pool"], room_of(agent)) for agent in agents],
+            more=any(row["more"] for row in rows),
+        )
 
     async def note_reasons(self, reasons: Mapping[str, str]) -> None:
         """Write down why tasks wait."""

@@ -6,10 +6,11 @@ A wake never informs. Losing all of them costs one interval of the loop that wou
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import anyio
 
-__all__ = ["CHANNELS", "Wakes"]
+__all__ = ["CHANNELS", "AgentTicket", "Wakes"]
 
 QUEUE = "tesgate_queue"
 AGENT = "tesgate_agent"
@@ -18,12 +19,22 @@ TASK = "tesgate_task"
 CHANNELS = (QUEUE, AGENT, TASK)
 
 
+@dataclass(frozen=True)
+class AgentTicket:
+    """What a held poll waits on."""
+
+    news: anyio.Event = field(default_factory=anyio.Event)
+    """Something changed."""
+    urgent: anyio.Event = field(default_factory=anyio.Event)
+    """And the agent should hear of it at once."""
+
+
 class Wakes:
     """Tickets: take one, look at the rows, then wait on it; what happened in between has set it."""
 
     def __init__(self) -> None:
         self._queue = anyio.Event()
-        self._agents: dict[str, anyio.Event] = {}
+        self._agents: dict[str, AgentTicket] = {}
         self._send_on: Callable[[str, str], None] = lambda channel, payload: None
         self._tell_driver: Callable[[str], None] = lambda task_id: None
         self._tell_ended: Callable[[str], None] = lambda task_id: None
@@ -52,6 +63,12 @@ class Wakes:
     def agent(self, agent_id: str) -> None:
         """The answer to this agent's poll has changed."""
         self._wake_agent(agent_id)
+        self._send(AGENT, agent_id)
+
+    def agent_soon(self, agent_id: str) -> None:
+        """The same, and it may wait a moment for company."""
+        if (ticket := self._agents.get(agent_id)) is not None:
+            ticket.news.set()
         self._send(AGENT, agent_id)
 
     def task(self, task_id: str) -> None:
@@ -100,15 +117,19 @@ class Wakes:
         """Set when the queue or the room changes."""
         return self._queue
 
-    def agent_ticket(self, agent_id: str) -> anyio.Event:
+    def agent_ticket(self, agent_id: str) -> AgentTicket:
         """Set when this agent's orders change."""
-        return self._agents.setdefault(agent_id, anyio.Event())
+        ticket = self._agents.get(agent_id)
+        if ticket is None or ticket.news.is_set():
+            ticket = self._agents[agent_id] = AgentTicket()
+        return ticket
 
     def _wake_queue(self) -> None:
         self._queue.set()
         self._queue = anyio.Event()
 
     def _wake_agent(self, agent_id: str) -> None:
-        event = self._agents.pop(agent_id, None)
-        if event is not None:
-            event.set()
+        ticket = self._agents.pop(agent_id, None)
+        if ticket is not None:
+            ticket.news.set()
+            ticket.urgent.set()

@@ -14,11 +14,13 @@ WITH pick AS (
     SELECT agent_id, sum(need_cpu_milli)::bigint AS cpu, sum(need_ram_bytes)::bigint AS ram,
            sum(need_disk_bytes)::bigint AS disk
     FROM t GROUP BY agent_id
+), g AS (
+    SELECT id FROM agent WHERE id IN (SELECT agent_id FROM wanted) ORDER BY id FOR NO KEY UPDATE
 ), room AS (
     UPDATE agent SET used_cpu_milli = used_cpu_milli + w.cpu, used_ram_bytes = used_ram_bytes + w.ram,
                      used_disk_bytes = used_disk_bytes + w.disk
-    FROM wanted w
-    WHERE agent.id = w.agent_id AND agent.state = 'open' AND NOT agent.draining
+    FROM g JOIN wanted w ON w.agent_id = g.id
+    WHERE agent.id = g.id AND agent.state = 'open' AND NOT agent.draining
       AND agent.used_cpu_milli + w.cpu <= agent.cpu_milli
       AND agent.used_ram_bytes + w.ram <= agent.ram_bytes
       AND agent.used_disk_bytes + w.disk <= agent.disk_bytes
@@ -41,126 +43,158 @@ WITH pick AS (
 SELECT id, version, number, agent_id, $8 || id || '-' || number AS external_name FROM u;
 
 -- name: agent_orders
--- Everything that the answer to a poll depends on: what the agent has, and what it should have.
-WITH w AS (
+-- Everything that the answer to a poll depends on: what the agent has, and what it should have. Of what is to be started
+-- also what its plan is computed from: the plan itself is never stored. (OFFSET 0: one row after the other, by the primary
+-- keys. Costs count all partitions, though all but one are left out, and a join would read every open attempt.)
+WITH h AS (
+    SELECT * FROM unnest($2::text[], $3::integer[]) AS h(task_id, number)
+), w AS (
     SELECT task_id, number FROM attempt WHERE agent_id = $1 AND NOT closed
     UNION
-    SELECT * FROM unnest($2::text[], $3::integer[])
+    SELECT task_id, number FROM h
+), o AS (
+    SELECT a.task_id, a.number, a.closed OR t.attempt <> a.number AS closed,
+           a.acknowledged_at IS NOT NULL AS acknowledged, t.state = 'CANCELING' AS canceling, t.version,
+           a.agent_id IS NOT DISTINCT FROM $1 AS its_own, a.external_name, t.document
+    FROM w
+         CROSS JOIN LATERAL (SELECT * FROM attempt WHERE task_id = w.task_id AND number = w.number OFFSET 0) a
+         CROSS JOIN LATERAL (SELECT * FROM task WHERE id = w.task_id OFFSET 0) t
 )
-SELECT a.task_id, a.number, a.closed OR t.attempt <> a.number AS closed, a.acknowledged_at IS NOT NULL AS acknowledged,
-       t.state = 'CANCELING' AS canceling, t.version, a.agent_id IS NOT DISTINCT FROM $1 AS its_own
-FROM w
-     CROSS JOIN LATERAL (SELECT * FROM attempt WHERE task_id = w.task_id AND number = w.number OFFSET 0) a
-     CROSS JOIN LATERAL (SELECT * FROM task WHERE id = w.task_id OFFSET 0) t;
+SELECT task_id, number, closed, acknowledged, canceling, version, its_own, external_name,
+       CASE WHEN NOT closed AND its_own AND NOT acknowledged AND NOT canceling
+                 AND NOT EXISTS (SELECT FROM h WHERE h.task_id = o.task_id AND h.number = o.number)
+            THEN document END AS document
+FROM o ORDER BY task_id;
 
 -- name: acknowledge
--- protocol: acknowledge. The task is locked before its attempt, as everywhere.
+-- protocol: acknowledge. Also where a report came first: only what was listed can be missing later, and it is not told to
+-- start again. The task is locked before its attempt, as everywhere.
 WITH t AS (
-    SELECT t.id, t.attempt
-    FROM task t JOIN unnest($2::text[], $3::integer[]) AS h(task_id, number) ON h.task_id = t.id AND h.number = t.attempt
-    WHERE t.phase = 'assigned'
+    SELECT t.id, t.attempt, t.phase
+    FROM unnest($2::text[], $3::integer[]) AS h(task_id, number)
+         JOIN task t ON t.id = h.task_id AND t.attempt = h.number
+    WHERE t.phase IN ('assigned', 'started')
     ORDER BY t.id
     FOR NO KEY UPDATE OF t
 ), a AS (
     UPDATE attempt SET acknowledged_at = coalesce(acknowledged_at, now())
     FROM t WHERE attempt.task_id = t.id AND attempt.number = t.attempt AND attempt.agent_id = $1 AND NOT attempt.closed
-    RETURNING attempt.task_id
+    RETURNING attempt.task_id, t.phase
 )
-UPDATE task SET phase = 'started', version = task.version + 1 FROM a WHERE task.id = a.task_id;
-
--- name: starts
--- What a plan is computed from. The plan itself is never stored. (OFFSET 0: one row after the other, by the primary keys.
--- Costs count all partitions, though all but one are left out, and a join would read every open attempt.)
-SELECT t.id, a.number, a.external_name, t.document
-FROM unnest($1::text[], $2::integer[]) AS w(task_id, number)
-     CROSS JOIN LATERAL (SELECT * FROM attempt WHERE task_id = w.task_id AND number = w.number AND NOT closed OFFSET 0) a
-     CROSS JOIN LATERAL (SELECT * FROM task WHERE id = w.task_id AND attempt = w.number OFFSET 0) t;
+UPDATE task SET phase = 'started', version = task.version + 1 FROM a WHERE task.id = a.task_id AND a.phase = 'assigned';
 
 -- name: report
--- protocol: report. The newest snapshot wins; whoever holds the publish lease has it renewed by every answer.
-WITH x AS (
-    SELECT t.id, t.state, t.phase, a.report_version, t.publisher = $2 AND t.publish_until > now() AND t.state <> 'CANCELING' AS leased
-    FROM task t JOIN attempt a ON a.task_id = $1 AND a.number = $2
-    WHERE t.id = $1 AND t.attempt = $2 AND a.instance = $3 AND NOT a.closed
+-- protocol: report. Gathered, as publish and finish are: each row has its own guard, no task is there twice, and tasks are
+-- locked in the order of their ids. The newest snapshot wins; whoever holds the publish lease has it renewed by every
+-- answer.
+WITH w AS (
+    SELECT * FROM unnest($1::text[], $2::integer[], $3::text[], $4::bigint[], $5::text[], $6::text[], $7::boolean[])
+        AS w(task_id, number, instance, version, snapshot, tails, started)
+), x AS (
+    SELECT w.*, t.state, t.phase, a.report_version,
+           t.publisher = w.number AND t.publish_until > now() AND t.state <> 'CANCELING' AS leased
+    FROM w JOIN task t ON t.id = w.task_id AND t.attempt = w.number
+           JOIN attempt a ON a.task_id = w.task_id AND a.number = w.number
+    WHERE a.instance = w.instance AND NOT a.closed
+    ORDER BY t.id
     FOR NO KEY UPDATE OF t, a
 ), newer AS (
-    UPDATE attempt SET snapshot = $5::json, report_version = $4,
+    UPDATE attempt SET snapshot = x.snapshot::json, report_version = x.version,
                        reported_at = coalesce(reported_at, now()),
-                       started_at = CASE WHEN $7 THEN coalesce(started_at, now()) ELSE started_at END
-    FROM x WHERE attempt.task_id = $1 AND attempt.number = $2 AND x.report_version < $4
-    RETURNING attempt.task_id
+                       started_at = CASE WHEN x.started THEN coalesce(started_at, now()) ELSE started_at END
+    FROM x WHERE attempt.task_id = x.task_id AND attempt.number = x.number AND x.report_version < x.version
 ), logged AS (
-    INSERT INTO log (task_id, number, tails) SELECT $1, $2, $6::json FROM newer WHERE $6::json IS NOT NULL
+    INSERT INTO log (task_id, number, tails)
+    SELECT task_id, number, tails::json FROM x WHERE tails IS NOT NULL AND report_version < version
     ON CONFLICT (task_id, number) DO UPDATE SET tails = excluded.tails
 ), u AS (
     UPDATE task SET
-        state = CASE WHEN $7 AND x.state IN ('QUEUED', 'INITIALIZING') THEN 'RUNNING' ELSE task.state END,
+        state = CASE WHEN x.started AND x.state IN ('QUEUED', 'INITIALIZING') THEN 'RUNNING' ELSE task.state END,
         phase = 'started',
         publish_until = CASE WHEN x.leased THEN now() + $8::interval ELSE task.publish_until END,
         version = task.version + 1
     FROM x
-    WHERE task.id = $1
-      AND (x.leased OR x.phase = 'assigned' OR $7 AND x.state IN ('QUEUED', 'INITIALIZING'))
-    RETURNING task.id
+    WHERE task.id = x.task_id
+      AND (x.leased OR x.phase = 'assigned' OR x.started AND x.state IN ('QUEUED', 'INITIALIZING'))
 )
-SELECT x.state = 'CANCELING' AS stop, coalesce(x.leased, false) AS leased FROM x;
+SELECT x.task_id, x.state = 'CANCELING' AS stop, coalesce(x.leased, false) AS leased, false AS done FROM x;
 
 -- name: publish
--- protocol: publish. Own lease, or none alive; not for a cancelled or ended task.
-WITH x AS (
-    SELECT t.id, t.state, a.report_version,
-           t.publish_until IS NULL OR t.publish_until <= now() OR t.publisher = $2 AS free
-    FROM task t JOIN attempt a ON a.task_id = $1 AND a.number = $2
-    WHERE t.id = $1 AND t.attempt = $2 AND a.instance = $3 AND NOT a.closed
+-- protocol: publish. Gathered. Own lease, or none alive; not for a cancelled or ended task.
+WITH w AS (
+    SELECT * FROM unnest($1::text[], $2::integer[], $3::text[], $4::bigint[], $5::text[], $6::text[], $7::boolean[])
+        AS w(task_id, number, instance, version, snapshot, tails, started)
+), x AS (
+    SELECT w.*, t.state, a.report_version,
+           t.publish_until IS NULL OR t.publish_until <= now() OR t.publisher = w.number AS free
+    FROM w JOIN task t ON t.id = w.task_id AND t.attempt = w.number
+           JOIN attempt a ON a.task_id = w.task_id AND a.number = w.number
+    WHERE a.instance = w.instance AND NOT a.closed
+    ORDER BY t.id
     FOR NO KEY UPDATE OF t, a
 ), newer AS (
-    UPDATE attempt SET snapshot = $5::json, report_version = $4, reported_at = coalesce(reported_at, now()),
-                       started_at = CASE WHEN $7 THEN coalesce(started_at, now()) ELSE started_at END
-    FROM x WHERE attempt.task_id = $1 AND attempt.number = $2 AND x.report_version < $4
-    RETURNING attempt.task_id
+    UPDATE attempt SET snapshot = x.snapshot::json, report_version = x.version,
+                       reported_at = coalesce(reported_at, now()),
+                       started_at = CASE WHEN x.started THEN coalesce(started_at, now()) ELSE started_at END
+    FROM x WHERE attempt.task_id = x.task_id AND attempt.number = x.number AND x.report_version < x.version
 ), logged AS (
-    INSERT INTO log (task_id, number, tails) SELECT $1, $2, $6::json FROM newer WHERE $6::json IS NOT NULL
+    INSERT INTO log (task_id, number, tails)
+    SELECT task_id, number, tails::json FROM x WHERE tails IS NOT NULL AND report_version < version
     ON CONFLICT (task_id, number) DO UPDATE SET tails = excluded.tails
 ), u AS (
-    UPDATE task SET publisher = $2, publish_until = now() + $8::interval,
-                    state = CASE WHEN $7 AND x.state IN ('QUEUED', 'INITIALIZING') THEN 'RUNNING' ELSE task.state END,
+    UPDATE task SET publisher = x.number, publish_until = now() + $8::interval,
+                    state = CASE WHEN x.started AND x.state IN ('QUEUED', 'INITIALIZING') THEN 'RUNNING'
+                                 ELSE task.state END,
                     phase = 'started', version = task.version + 1
-    FROM x WHERE task.id = $1 AND x.free AND x.state <> 'CANCELING'
+    FROM x WHERE task.id = x.task_id AND x.free AND x.state <> 'CANCELING'
     RETURNING task.id
 )
-SELECT x.state = 'CANCELING' AS stop, u.id IS NOT NULL AS leased FROM x LEFT JOIN u ON true;
+SELECT x.task_id, x.state = 'CANCELING' AS stop, u.id IS NOT NULL AS leased, false AS done
+FROM x LEFT JOIN u ON u.id = x.task_id;
 
 -- name: finish
--- protocol: finish. Terminal, room free; while another attempt's lease lives it has to wait.
-WITH x AS (
-    SELECT t.id, t.state, a.agent_id, t.need_cpu_milli, t.need_ram_bytes, t.need_disk_bytes,
-           t.publish_until IS NULL OR t.publish_until <= now() OR t.publisher = $2 AS free
-    FROM task t JOIN attempt a ON a.task_id = $1 AND a.number = $2
-    WHERE t.id = $1 AND t.attempt = $2 AND a.instance = $3 AND NOT a.closed AND t.phase <> 'ended'
+-- protocol: finish. Gathered. Terminal, room free; while another attempt's lease lives it has to wait.
+WITH w AS (
+    SELECT * FROM unnest($1::text[], $2::integer[], $3::text[], $4::bigint[], $5::text[], $6::text[], $7::text[], $8::text[])
+        AS w(task_id, number, instance, version, snapshot, tails, final, outputs)
+), x AS (
+    SELECT w.*, t.state, a.agent_id, t.need_cpu_milli, t.need_ram_bytes, t.need_disk_bytes,
+           t.publish_until IS NULL OR t.publish_until <= now() OR t.publisher = w.number AS free
+    FROM w JOIN task t ON t.id = w.task_id AND t.attempt = w.number
+           JOIN attempt a ON a.task_id = w.task_id AND a.number = w.number
+    WHERE a.instance = w.instance AND NOT a.closed AND t.phase <> 'ended'
+    ORDER BY t.id
     FOR NO KEY UPDATE OF t, a
 ), ok AS (
     SELECT * FROM x WHERE free AND state <> 'CANCELING'
 ), u AS (
-    UPDATE task SET state = $7, phase = 'ended', ended_at = now(), publisher = NULL, publish_until = NULL,
+    UPDATE task SET state = ok.final, phase = 'ended', ended_at = now(), publisher = NULL, publish_until = NULL,
                     crashes = 0, version = task.version + 1
-    FROM ok WHERE task.id = $1
+    FROM ok WHERE task.id = ok.task_id
     RETURNING task.id
 ), a AS (
-    UPDATE attempt SET closed = true, ended_at = now(), snapshot = $5::json, outputs = $8::json, report_version = $4,
-                       reported_at = coalesce(reported_at, now())
-    FROM ok WHERE attempt.task_id = $1 AND attempt.number = $2
+    UPDATE attempt SET closed = true, ended_at = now(), snapshot = ok.snapshot::json, outputs = ok.outputs::json,
+                       report_version = ok.version, reported_at = coalesce(reported_at, now())
+    FROM ok WHERE attempt.task_id = ok.task_id AND attempt.number = ok.number
 ), logged AS (
-    INSERT INTO log (task_id, number, tails) SELECT $1, $2, $6::json FROM ok WHERE $6::json IS NOT NULL
+    INSERT INTO log (task_id, number, tails) SELECT task_id, number, tails::json FROM ok WHERE tails IS NOT NULL
     ON CONFLICT (task_id, number) DO UPDATE SET tails = excluded.tails
+), freed AS (
+    SELECT agent_id, sum(need_cpu_milli)::bigint AS cpu, sum(need_ram_bytes)::bigint AS ram,
+           sum(need_disk_bytes)::bigint AS disk
+    FROM ok GROUP BY agent_id
+), g AS (
+    SELECT id FROM agent WHERE id IN (SELECT agent_id FROM freed) ORDER BY id FOR NO KEY UPDATE
 ), room AS (
-    UPDATE agent SET used_cpu_milli = greatest(0, used_cpu_milli - ok.need_cpu_milli),
-                     used_ram_bytes = greatest(0, used_ram_bytes - ok.need_ram_bytes),
-                     used_disk_bytes = greatest(0, used_disk_bytes - ok.need_disk_bytes)
-    FROM ok WHERE agent.id = ok.agent_id
+    UPDATE agent SET used_cpu_milli = greatest(0, used_cpu_milli - freed.cpu),
+                     used_ram_bytes = greatest(0, used_ram_bytes - freed.ram),
+                     used_disk_bytes = greatest(0, used_disk_bytes - freed.disk)
+    FROM g JOIN freed ON freed.agent_id = g.id WHERE agent.id = g.id
 ), event AS (
-    INSERT INTO task_event (task_id, number, kind, detail) SELECT $1, $2, 'finish', $7 FROM ok
+    INSERT INTO task_event (task_id, number, kind, detail) SELECT task_id, number, 'finish', final FROM ok
 )
-SELECT x.state = 'CANCELING' AS stop, u.id IS NOT NULL AS done FROM x LEFT JOIN u ON true;
+SELECT x.task_id, x.state = 'CANCELING' AS stop, false AS leased, u.id IS NOT NULL AS done
+FROM x LEFT JOIN u ON u.id = x.task_id;
 
 -- name: close_attempt
 -- protocol: failed, stopped, lost attempt. The attempt is over without having finished its task: the task waits for a

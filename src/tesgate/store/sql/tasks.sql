@@ -63,26 +63,46 @@ SELECT coalesce(u.state, t.state) AS state, u.id IS NOT NULL AS changed, t.repli
 FROM t LEFT JOIN u ON true;
 
 -- name: waiting_tasks
--- The queue: oldest first, owners in turn. A loose scan over task_waiting, so that its cost is the number of owners
--- times $1, not the length of the queue.
-WITH RECURSIVE owners AS (
-    (SELECT owner FROM task WHERE phase = 'waiting' ORDER BY owner LIMIT 1)
+-- The queue's head: in each owner's share the oldest first, owners in turn, beginning behind $2, who was served last. So one
+-- place that becomes free does not go to the longest queue each time. A loose scan over task_waiting: the cost depends on
+-- $1 alone, not on the length of the queue nor on the number of owners. The documents of $3 are known, and the open agents
+-- come along on the first row: one round trip tells all that a round of the dispatcher goes by.
+WITH RECURSIVE later AS (
+    (SELECT owner FROM task WHERE phase = 'waiting' AND owner > $2 ORDER BY owner LIMIT 1)
     UNION ALL
     SELECT (SELECT t.owner FROM task t WHERE t.phase = 'waiting' AND t.owner > o.owner ORDER BY t.owner LIMIT 1)
-    FROM owners o WHERE o.owner IS NOT NULL
+    FROM later o WHERE o.owner IS NOT NULL
+), earlier AS (
+    (SELECT owner FROM task WHERE phase = 'waiting' AND owner <= $2 ORDER BY owner LIMIT 1)
+    UNION ALL
+    SELECT (SELECT t.owner FROM task t WHERE t.phase = 'waiting' AND t.owner > o.owner AND t.owner <= $2
+            ORDER BY t.owner LIMIT 1)
+    FROM earlier o WHERE o.owner IS NOT NULL
+), owners AS MATERIALIZED (
+    SELECT owner, row_number() OVER () AS place
+    FROM (SELECT owner FROM later UNION ALL SELECT owner FROM earlier) o
+    WHERE owner IS NOT NULL LIMIT $1
+), depth AS (
+    SELECT least($1, 1 + 4 * $1 / greatest(1, count(*))) AS depth FROM owners
 ), heads AS (
-    SELECT h.*, row_number() OVER (PARTITION BY o.owner ORDER BY h.id) AS turn
+    SELECT o.place, h.*, row_number() OVER (PARTITION BY o.place ORDER BY h.id) AS turn
     FROM owners o CROSS JOIN LATERAL (
         SELECT t.id, t.owner, t.version, t.attempt, t.need_cpu_milli, t.need_ram_bytes, t.need_disk_bytes,
                t.document, t.wait_reason, extract(epoch FROM now() - t.created_at)::float8 AS age
         FROM task t
         WHERE t.phase = 'waiting' AND t.owner = o.owner AND t.state <> 'CANCELING' AND t.pending_state IS NULL
           AND (t.not_before IS NULL OR t.not_before <= now())
-        ORDER BY t.id LIMIT $1
+        ORDER BY t.id LIMIT (SELECT depth FROM depth)
     ) h
-    WHERE o.owner IS NOT NULL
+), head AS (
+    SELECT *, row_number() OVER (ORDER BY turn, place) AS rank FROM heads ORDER BY turn, place LIMIT $1
 )
-SELECT * FROM heads ORDER BY turn, id LIMIT $1;
+SELECT id, owner, version, attempt, need_cpu_milli, need_ram_bytes, need_disk_bytes, wait_reason, age,
+       CASE WHEN id <> ALL($3::text[]) THEN document END AS document,
+       -- behind it the owner may have more
+       turn = (SELECT depth FROM depth) OR rank = $1 AS more,
+       CASE WHEN rank = 1 THEN (SELECT json_agg(g ORDER BY g.id) FROM agent g WHERE g.state = 'open') END AS agents
+FROM head ORDER BY rank;
 
 -- name: note_reasons
 -- Why a task waits, for its system_logs. No version: the reason decides nothing.
@@ -146,7 +166,8 @@ SELECT w.state, 'none', count(*) FROM (SELECT state FROM task WHERE phase = 'wai
 SELECT count(*) FROM task WHERE phase IN ('assigned', 'started') AND publish_until > now();
 
 -- name: oldest_waiting
-SELECT extract(epoch FROM now() - min(created_at))::float8 FROM task WHERE phase = 'waiting';
+-- Ids are ordered by time: the first is the oldest.
+SELECT extract(epoch FROM now() - created_at)::float8 FROM task WHERE phase = 'waiting' ORDER BY id LIMIT 1;
 
 -- name: newest_partitions
 -- Where they begin; what is older than these lists treat as one.
