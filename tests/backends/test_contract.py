@@ -432,7 +432,9 @@ async def test_a_task_that_kills_its_gateways_is_given_up(rows: Rows, fake: Fake
     fake.always["launch"] = BackendError("not now")
     for _ in range(CRASH_LIMIT):
         holder = await rows.replicas.enter("r1", host="here", roles=["control"])
-        assert await rows.replicas.adopt(holder, timedelta(seconds=15)) == [task_id]
+        adopted = await rows.replicas.adopt(holder, timedelta(seconds=15))
+        assert adopted == {task_id: True}
+        await rows.attempts.suspect(holder, task_id, 1)  # and dies while it acts on it
     async with Replica(rows, fake, holder).running():
         assert await eventually("the end", lambda: ended(rows, task_id)) == "SYSTEM_ERROR"
     assert fake.count("launch") == 0

@@ -131,7 +131,8 @@ def test_during_an_executor(gateway: Gateway, who: str, ends: str) -> None:
         gateway.start()
     if not (count / "go").exists():
         wait_for("another agent", gateway.agent)
-        assert gateway.state(task_id) == "RUNNING"
+        # The report that it runs may have died with the agent, or with the gateway.
+        wait_for("the new one's report", lambda: gateway.state(task_id) == "RUNNING")
         (count / "go").touch()
     check(gateway, task_id, name)
     gateway.assert_nothing_left()

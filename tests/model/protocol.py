@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 ENDED: tuple[str, ...] = ("COMPLETE", "SYSTEM_ERROR", "CANCELED")
 ATTEMPTS = 2
 TOMBSTONE = "tombstone"
+OBEYS_OLD_ANSWERS = ("old-answer-obeyed", "stop-leaves-no-tombstone")
+"""The tombstone of an order to stop is a second guard against the start that it overtook: this variant lacks both."""
 ORDERS = ("start", "stop", "forget")
 """What a poll's answer carries."""
 
@@ -237,7 +239,7 @@ class Protocol:
 
     def given_up(self, s: State, instance: int) -> State:
         """An agent has one poll at a time: when it asks again, what an earlier one was answered is never obeyed."""
-        if not s.net or self.variant == "old-answer-obeyed":
+        if not s.net or self.variant in OBEYS_OLD_ANSWERS:
             return s
         return s._replace(net=frozenset(m for m in s.net if m.kind not in ORDERS or m.instance != instance))
 
@@ -317,7 +319,7 @@ class Protocol:
         if self.variant == "old-session-heard":  # poll numbers begin anew: an old session's poll is never overtaken
             s = s._replace(net=frozenset(m._replace(n=1) if m.kind == "late_poll" else m for m in s.net))
         for n in host.have() if self.variant == "410-drops-everything" else ():
-            s = self.forget(s, Message("forget", n, host.instance))
+            s = self.forget(s, Message("forget", n, host.instance, "410"))
         return s
 
     def restart(self, s: State, host: Host) -> State | None:
