@@ -279,6 +279,8 @@ class Connection(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Begin with what waits; read on when that is the last."""
         self._asked.popleft()
+        if self._part is _Part.NOTHING:
+            self._since = self.loop.time()
         super().on_response_complete()
         self.flow.resume_reading()
 
@@ -324,8 +326,10 @@ class Connection(HttpToolsProtocol):
             if not self._asked and now - self._since > _LINGER:
                 self._drop()
         elif self._part is _Part.NOTHING:
-            pass
-        elif self.flow.read_paused:
+            # Uvicorn's own timer is gone where something came that was no request.
+            if not self._asked and now - self._since > self.timeout_keep_alive + 1:
+                self.transport.close()
+        elif self.flow.read_paused or (self._asked and self._asked[-1].waiting_for_100_continue):
             # It is we who do not read.
             self._since, self._came = now, 0
         elif now - self._since > self.bounds.patience:

@@ -64,5 +64,5 @@ def _room(wanted: int) -> int:
     if soft != resource.RLIM_INFINITY and soft < needed:
         soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        return max(1, soft - _OTHER_FILES)
+        return max(soft // 2, soft - _OTHER_FILES)
     return wanted

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import anyio
 
-from tesgate.errors import BadRequest, TaskNotFound
+from tesgate.errors import BadRequest, TaskNotFound, Unavailable
 from tesgate.model.caller import Caller
 from tesgate.model.ids import TaskIds, is_task_id
 from tesgate.model.intake import IntakeRules, accept
@@ -29,6 +29,7 @@ LARGEST_SLICE = 128
 SLICE_BYTES = 1 << 19
 PAGE_BYTES = 8 << 20
 """A list's page of whole tasks is complete when it has so many bytes."""
+LARGE_WAIT_SECONDS = 20.0
 LARGE_PAGES = 2
 """Pages of whole tasks that are put together at the same time; the next one waits for its turn."""
 
@@ -132,8 +133,14 @@ class Tasks:
         if view == "MINIMAL":
             tasks = [b",".join([task_json(task, view) for task in shown])]
         else:
-            async with self._large:
+            with anyio.move_on_after(LARGE_WAIT_SECONDS) as waiting:
+                await self._large.acquire()
+            if waiting.cancelled_caught:
+                raise Unavailable("Too many pages of whole tasks are being read now; send the same request again.")
+            try:
                 tasks, stopped_at = await self._documents(caller, [task.id for task in shown], view)
+            finally:
+                self._large.release()
             last = stopped_at or last
         end = b"]}" if last is None else b'],"next_page_token":"%b"}' % encode_page_token(last).encode()
         return [b'{"tasks":[', *tasks, end]

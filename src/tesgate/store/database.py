@@ -299,9 +299,14 @@ class Database:
             # Not asyncpg's own transaction: its BEGIN and ROLLBACK have no deadline.
             try:
                 begin = "BEGIN READ ONLY; SET LOCAL plan_cache_mode = force_custom_plan"
+                if within is not None:
+                    # What is slow is told by the server, so that it is not taken for a network that is silent.
+                    begin += f"; SET LOCAL statement_timeout = {round(within * 800)}"
                 await connection.execute(begin, timeout=within)
                 rows = await connection.fetch(sql, *args, timeout=within)
                 await connection.execute("COMMIT", timeout=within)
+            except TimeoutError:
+                raise  # `_run` gives up this connection, and the others with it
             except BaseException:
                 connection.terminate()
                 raise
@@ -454,7 +459,7 @@ class Database:
 
     def _unavailable(self, exc: BaseException) -> DatabaseUnavailable:
         fault = DatabaseUnavailable(f"The database at {place_of(self._dsn)} is not available: {_said(exc)}.")
-        fault.passing = not isinstance(exc, asyncpg.DiskFullError)
+        fault.passing = not isinstance(exc, asyncpg.DiskFullError | asyncpg.QueryCanceledError)
         return fault
 
 

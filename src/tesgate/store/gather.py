@@ -11,7 +11,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from tesgate.store.errors import DatabaseUnavailable
 
@@ -91,6 +91,9 @@ class Gather(Generic[Request, Result]):
                 future.cancel()
             self._waiting.clear()
             raise
+        finally:
+            # In the turn in which the queue was found empty: whoever calls later starts a task of its own.
+            self._under_way.discard(cast("asyncio.Task[None]", asyncio.current_task()))
 
     def _take(self) -> list[_Entry[Request, Result]]:
         batch: list[_Entry[Request, Result]] = []
@@ -114,6 +117,10 @@ class Gather(Generic[Request, Result]):
             over = self._clock() - self._patience if passing else math.inf
             for _, future, _ in (entry for entry in batch if entry[2] <= over):
                 _settle(future, exc)
+            if passing and self._patience > 0:
+                # Those behind it have waited for the same database, and would each wait for a fault of their own.
+                for _, future, _ in (entry for entry in self._waiting if entry[2] <= over):
+                    _settle(future, exc)
             again = [entry for entry in batch if entry[2] > over]
             if again:
                 self._waiting.extendleft(reversed(again))

@@ -37,12 +37,14 @@ LAST_CHARACTER = 0x10FFFF
 
 PATIENCE = 20.0
 """Seconds after which a client is told that the database is away; the statement under way by then may take its own
-patience more. Workflow engines end a whole run for one 503, so it is worth the wait; those that stop listening after 10
-seconds lose nothing by it."""
+patience more. Workflow engines end a whole run for one 503, so it is worth the wait. A client that stops listening earlier and
+submits again needs an Idempotency-Key, or may have two tasks."""
 WITHIN = 3.0
 """Seconds in which a statement on a few rows has its answer, unless server or network hang."""
 WITHIN_WRITE = 6.0
 """The same where disks must confirm, or many rows are looked at."""
+WITHIN_LIST = 10.0
+"""The same for a list of many conditions; the server ends one that takes four fifths of it."""
 log = logging.getLogger(__name__)
 
 
@@ -196,14 +198,15 @@ class TaskStore:
     async def _list(self, batch: Sequence[tuple[Caller, ListQuery]]) -> list[list[TaskRecord] | Exception]:
         ((caller, query),) = batch
         sql, arguments = list_statement(caller, query, await self._spans() if query.tags or query.name_prefix else ())
-        rows = await self._database.fetch(sql, *arguments, idempotent=True, within=WITHIN_WRITE, custom_plan=True)
+        rows = await self._database.fetch(sql, *arguments, idempotent=True, within=WITHIN_LIST, custom_plan=True)
         return [[TaskRecord(row["id"], row["state"]) for row in rows]]
 
     async def _spans(self) -> Sequence[str]:
         """Where the newer partitions begin, newest first; a minute old at most, for nothing depends on it but time."""
         read_at, spans = self._newest_spans
         if time.monotonic() - read_at > 60 or not spans:
-            spans = [row["lower"] for row in await self._database.fetch(self._sql["newest_partitions"])]
+            rows = await self._database.fetch(self._sql["newest_partitions"], within=WITHIN)
+            spans = [row["lower"] for row in rows]
             self._newest_spans = (time.monotonic(), spans)
         return spans
 
