@@ -37,8 +37,8 @@ LAST_CHARACTER = 0x10FFFF
 
 PATIENCE = 20.0
 """Seconds after which a client is told that the database is away; the statement under way by then may take its own
-patience more. Workflow engines end a whole run for one 503, so it is worth the wait. A client that stops listening earlier and
-submits again needs an Idempotency-Key, or may have two tasks."""
+patience more. Workflow engines end a whole run for one 503, so it is worth the wait. A client that stops listening
+earlier and submits again needs an Idempotency-Key, or may have two tasks."""
 WITHIN = 3.0
 """Seconds in which a statement on a few rows has its answer, unless server or network hang."""
 WITHIN_WRITE = 6.0
