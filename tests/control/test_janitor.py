@@ -98,3 +98,18 @@ async def test_tokens_and_replicas_that_are_long_gone_go(database: Database, tmp
     await janitor_of(rows, Workspace(tmp_path), keep=DAY).once()
     assert [row["name"] for row in await tokens.list()] == ["valid", "revoked"]
     assert [row["id"] for row in await database.fetch("SELECT id FROM replica")] == ["r1"]
+
+
+async def test_partitions_that_cannot_be_cut_stop_no_retention(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, workspace = await Rows.made(database), Workspace(tmp_path)
+    old = await ended(rows, workspace, days_ago=11)
+
+    async def cut(self: PartitionStore) -> None:
+        raise RuntimeError("no right to create tables")
+
+    monkeypatch.setattr(PartitionStore, "cut", cut)
+    await janitor_of(rows, workspace, keep=10 * DAY).once()
+    with pytest.raises(TaskNotFound):
+        await rows.tasks.get_state(ALICE, old)

@@ -177,9 +177,9 @@ async def test_who_only_stood_by_when_its_process_died_is_never_blamed(rows: Row
         counted: list[int] = []
         real = next_one.attempts.suspect
 
-        async def suspect(*args: Any) -> None:
-            await real(*args)
-            counted.append(int((await rows.row(task_id))["crashes"]))
+        async def suspect(*args: Any) -> int | None:
+            counted.append(await real(*args) or 0)
+            return counted[-1]
 
         next_one.attempts.suspect = suspect  # type: ignore[method-assign]
         async with next_one.following():
@@ -225,6 +225,27 @@ async def test_a_database_that_was_away_is_no_crash(rows: Rows, monkeypatch: pyt
         await a.service.finish(task_id, 1, agent.report("COMPLETE"))
         await until("it to be let go", lambda: not len(a.drivers))
     assert (await rows.row(task_id))["crashes"] == 0
+
+
+async def test_who_cannot_be_acquitted_is_suspected_no_longer(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    a = await Replica.made(rows.database, "a")
+    agent = await registered(a)
+    task_id = await running(rows, a, agent)
+    await a.enter()
+    tried = 0
+
+    async def acquit(*args: Any) -> None:
+        nonlocal tried
+        tried += 1
+        raise DatabaseUnavailable("away")
+
+    monkeypatch.setattr(a.attempts, "acquit", acquit)
+    async with a.following():
+        await a.keeper.once()
+        await until("the suspicion to be over", lambda: tried and not a.drivers._suspects)
+        await a.service.finish(task_id, 1, agent.report("COMPLETE"))
+        await until("it to be let go", lambda: not len(a.drivers))
+    assert tried == 1
 
 
 async def crash_of(rows: Rows, replica: Replica, task_id: str, times: int) -> None:

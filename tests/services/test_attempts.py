@@ -147,6 +147,20 @@ async def test_a_last_word_that_is_repeated_is_heard_again(room: Room) -> None:
     await room.rows.check_room()
 
 
+async def test_an_end_that_is_repeated_is_told_again(room: Room) -> None:
+    """Whoever was to tell of the first may have been cut off."""
+    task_id, report = await assigned(room), room.report(state="COMPLETE")
+    await room.service.finish(task_id, 1, report)
+    ended: list[str] = []
+    room.rows.wakes.follow_tasks(tell=lambda task_id: None, ended=ended.append)
+    ticket = room.rows.wakes.agent_ticket("agent1")
+    queue = room.rows.wakes.queue_ticket()
+    await room.service.finish(task_id, 1, report)
+    assert ended == [task_id]
+    assert ticket.news.is_set()
+    assert queue.is_set()
+
+
 async def test_what_only_a_report_acknowledged_cannot_be_missing(room: Room) -> None:
     task_id = await assigned(room)
     await room.service.report(task_id, 1, room.report())

@@ -251,3 +251,16 @@ def test_a_loop_that_ends_leaves_nobody_waiting() -> None:
         return call
 
     assert asyncio.run(main()).cancelled()
+
+
+async def test_a_locked_row_is_found_by_halving() -> None:
+    async def run(batch: list[int]) -> Sequence[int | Exception]:
+        if 3 in batch:
+            fault = DatabaseUnavailable("locked")
+            fault.locked = True
+            raise fault
+        return [number * 10 for number in batch]
+
+    answers = await all_of(Gather(run, max_batch=10), range(6))
+    assert isinstance(answers.pop(3), DatabaseUnavailable)
+    assert answers == [0, 10, 20, 40, 50]

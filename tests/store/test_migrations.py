@@ -76,6 +76,15 @@ async def test_several_processes_migrate_at_the_same_time(empty: Database) -> No
     assert sorted(applied, key=len) == [[], [], [], [ONE, TWO]]
 
 
+async def test_who_waits_for_another_migration_holds_up_no_index(empty: Database) -> None:
+    await migrate(empty, [ONE])
+    index = "-- transaction: none\nCREATE INDEX CONCURRENTLY IF NOT EXISTS one_all ON one (id);\n"
+    step = Migration(2, "index", index)
+    async with asyncio.timeout(20):
+        applied = await asyncio.gather(*(migrate(empty, [ONE, step]) for _ in range(4)))
+    assert sorted(applied, key=len) == [[], [], [], [step]]
+
+
 async def test_nothing_of_a_failing_migration_is_kept(empty: Database) -> None:
     with pytest.raises(StoreError, match="0002_broken failed and nothing of it was kept: division by zero"):
         await migrate(empty, [ONE, BROKEN])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from datetime import timedelta
+from typing import Any
 
 import asyncpg
 import pytest
@@ -15,6 +16,7 @@ from tesgate.model.records import ListQuery
 from tesgate.model.state import TERMINAL, State, may_follow
 from tesgate.store.attempts import Said
 from tesgate.store.database import Database
+from tesgate.store.errors import DatabaseUnavailable
 from tests.store.rows import ALICE, DOCUMENT, LEASE, Rows
 
 BOB = Caller("bob")
@@ -235,12 +237,12 @@ async def test_lost_is_guarded_by_epoch_and_version(rows: Rows) -> None:
     newer = await rows.replicas.enter("r1", host="here", roles=["control"])
     assert await rows.replicas.adopt(newer, timedelta(seconds=60)) == {other: True}
     assert await rows.close(other, 1, "lost", holder=rows.holder, version=(await rows.row(other))["version"]) is None
-    await rows.attempts.suspect(rows.holder, other, 1)  # the old epoch has no say any more
+    assert await rows.attempts.suspect(rows.holder, other, 1) is None  # the old epoch has no say any more
     assert (await rows.row(other))["crashes"] == 0
-    await rows.attempts.suspect(newer, other, 1)
-    assert (await rows.row(other))["crashes"] == 1
-    await rows.attempts.acquit(newer, other, 1)
-    assert (await rows.row(other))["crashes"] == 0
+    assert [await rows.attempts.suspect(newer, other, 1) for _ in range(2)] == [1, 2]
+    for _ in range(2):  # sent again
+        await rows.attempts.acquit(newer, other, 1, 2)
+        assert (await rows.row(other))["crashes"] == 1
 
 
 async def test_nothing_is_suspected_of_one_that_left(rows: Rows) -> None:
@@ -322,6 +324,93 @@ async def test_lists_filter_page_and_keep_the_newest_first(rows: Rows) -> None:
     assert await ids(tags=(("absent", None),)) == []
     await rows.tasks.cancel_task(ALICE, made[0])
     assert await ids(state="CANCELED") == [made[0]]
+
+
+async def test_the_head_goes_on_behind_what_was_seen(rows: Rows) -> None:
+    first, *others = [await rows.submit(ALICE) for _ in range(6)]
+    bob = await rows.submit(BOB)
+    await rows.database.execute("UPDATE task SET not_before = now() + interval '1 h' WHERE id = $1", others[0])
+    head = await rows.tasks.head(3, behind={"alice": first, "carol": first})
+    assert [candidate.task_id for candidate in head.candidates] == [others[1], bob, others[2]]
+    assert [candidate.last for candidate in head.candidates] == [False, True, False]
+    rest = await rows.tasks.head(3, behind={"alice": others[2], "bob": bob})
+    assert [(candidate.task_id, candidate.last) for candidate in rest.candidates] == [
+        (others[3], False),
+        (others[4], True),
+    ]
+
+
+async def test_the_queues_age_is_that_of_the_oldest_of_all_owners(rows: Rows) -> None:
+    assert await rows.tasks.queue_age() == 0
+    for number, caller in enumerate((BOB, ALICE, ALICE, BOB)):
+        task_id = await rows.submit(caller)
+        sql = "UPDATE task SET created_at = now() - $2 * interval '1 min' WHERE id = $1"
+        await rows.database.execute(sql, task_id, 10 - number)
+        if number == 1:
+            await rows.tasks.cancel_task(ALICE, task_id)
+    assert 599 < await rows.tasks.queue_age() < 640
+
+
+async def test_reasons_wait_for_no_lock_and_locks_go_by_ids(rows: Rows) -> None:
+    first, second = await rows.submit(), await rows.submit()
+    async with rows.database.transaction() as connection:
+        await connection.execute("SELECT FROM task WHERE id = $1 FOR NO KEY UPDATE", first)
+        async with asyncio.timeout(2):
+            await rows.tasks.note_reasons({second: "why", first: "why"})
+    assert [(await rows.row(task_id))["wait_reason"] for task_id in (first, second)] == [None, "why"]
+
+
+async def test_who_leaves_locks_in_the_order_of_ids(rows: Rows) -> None:
+    await rows.agent()
+    first, second = await rows.running(), await rows.running()
+    # The table has them in the other order.
+    await rows.database.execute("UPDATE task SET tags = '{}' WHERE id = $1", first)
+    async with rows.database.transaction() as connection:
+        await connection.execute("SELECT FROM task WHERE id = $1 FOR NO KEY UPDATE", first)
+        leaving = asyncio.create_task(rows.replicas.leave(rows.holder))
+        waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        async with asyncio.timeout(3):
+            while not await rows.database.fetchval(waits):
+                await asyncio.sleep(0.01)
+        await connection.execute("SELECT FROM task WHERE id = $1 FOR NO KEY UPDATE NOWAIT", second)
+    await leaving
+    assert [(await rows.row(task_id))["replica_id"] for task_id in (first, second)] == [None, None]
+
+
+async def test_a_row_that_is_locked_holds_up_no_message_of_others(database_url: str) -> None:
+    async with Database(database_url, max_size=8, lock_timeout=0.2) as database:
+        rows = await Rows.made(database)
+        await rows.agent("agent1", cpus=8)
+        locked, *others = [await rows.running() for _ in range(5)]
+        async with database.transaction() as connection:
+            await connection.execute("SELECT FROM task WHERE id = $1 FOR NO KEY UPDATE", locked)
+            answers = await asyncio.gather(
+                *(rows.attempts.finish(task_id, 1, rows.words(), "COMPLETE", []) for task_id in (locked, *others)),
+                return_exceptions=True,
+            )
+        assert isinstance(answers[0], DatabaseUnavailable)
+        assert answers[1:] == [Said(stop=False, done=True)] * 4
+
+
+async def test_what_was_committed_is_told_although_the_rest_failed(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    await rows.agent()
+    task_id = await rows.running()
+    real, said = rows.database.fetch, []
+
+    async def fetch(*args: Any, **more: Any) -> Any:
+        assert more["within"] is not None
+        said.append(args)
+        if len(said) == 2:
+            raise DatabaseUnavailable("away")
+        return await real(*args, **more)
+
+    monkeypatch.setattr(rows.database, "fetch", fetch)
+    finish = rows.attempts.finish
+    answers = await asyncio.gather(
+        *(finish(task_id, 1, rows.words(), "COMPLETE", []) for _ in range(2)), return_exceptions=True
+    )
+    assert answers[0] == Said(stop=False, done=True)
+    assert isinstance(answers[1], DatabaseUnavailable)
 
 
 async def test_messages_of_one_moment_go_together_and_fail_alone(rows: Rows) -> None:

@@ -52,6 +52,29 @@ def test_a_reservation_leaves_other_agents_alone() -> None:
     assert picks(result) == [("small", "y")]
 
 
+def test_turns_of_owners_do_not_pass_a_reservation() -> None:
+    """Whoever's turn it is: the agent is reserved first, and kept by rounds that do not see the task."""
+    first = place([task("small"), task("big", 4, age=31)], [agent("x", 4, used=1)], reserve_after=30)
+    assert picks(first) == []
+    assert list(first.reserved) == ["big"]
+    unseen = place([task("small")], [agent("x", 4)], reserve_after=30, reserved=first.reserved)
+    assert picks(unseen) == []
+    assert unseen.reserved == first.reserved
+    both = place([task("small"), task("big", 4, age=32)], [agent("x", 4)], reserve_after=30, reserved=unseen.reserved)
+    assert picks(both) == [("big", "x")]
+    assert not both.reserved
+
+
+def test_a_reservation_goes_to_the_oldest_and_keeps_out_only_who_is_smaller() -> None:
+    candidates = [task("young", 4, age=31), task("old", 3, age=40), task("small", 2)]
+    first = place(candidates, [agent("x", 4, used=2)], reserve_after=30)
+    assert (picks(first), list(first.reserved)) == ([], ["old"])
+    # It is another owner's turn, and he takes as much: the agent empties for "old" no later.
+    turn = place([task("t", 3, ram=0.1), task("old", 3)], [agent("x", 4)], reserve_after=30, reserved=first.reserved)
+    assert picks(turn) == [("t", "x")]
+    assert picks(place([task("small")], [agent("y")], reserve_after=30, reserved=first.reserved)) == [("small", "y")]
+
+
 def test_says_that_nobody_is_there_and_that_nobody_is_large_enough() -> None:
     assert "no agent is connected" in place([task("t")], [], reserve_after=30).reasons["t"]
     assert "no connected agent is large enough" in place([task("t", 9)], [agent("x")], reserve_after=30).reasons["t"]

@@ -9,7 +9,7 @@ import anyio
 import structlog
 
 from tesgate.control.held import Trust
-from tesgate.model.placement import AgentRoom, Candidate, Placement, place
+from tesgate.model.placement import AgentRoom, Candidate, Placement, Reservation, place
 from tesgate.store.agents import AgentStore
 from tesgate.store.attempts import Assigned, AttemptStore
 from tesgate.store.tasks import TaskStore
@@ -62,6 +62,11 @@ class Dispatcher:
         self._whole_at = 0.0
         self._rests_until = 0.0
         self._served = ""
+        # Of owners whose oldest tasks can only wait: up to where they were looked at. Every other whole round goes on.
+        self._behind: dict[str, str] = {}
+        self._deeper = False
+        # With the moment at which they are forgotten, should the task not be seen again.
+        self._reserved: dict[str, tuple[Reservation, float]] = {}
         # Of the head as it was read last: documents are read once.
         self._known: dict[str, tuple[tuple[str, bool], ...]] = {}
 
@@ -70,7 +75,8 @@ class Dispatcher:
 
         When room becomes free somewhere, the head is looked at no deeper than the rounds before found something to
         give away. A whole round follows after the interval: it looks past tasks for which there is no room, writes
-        the reasons, and ends what waited for a lease.
+        the reasons, and ends what waited for a lease. If there are more of those than it looks at, the next one goes
+        on behind them, and the one after that begins with the oldest again.
         """
         if not self._trust.holds():
             return False
@@ -90,14 +96,20 @@ class Dispatcher:
             for task_id in await self._tasks.end_pending():
                 log.info("task ended", task=task_id)
         depth = self._batch if whole else self._depth
-        head = await self._tasks.head(depth, served=self._served, known=self._known)
+        deeper = whole and self._deeper
+        self._reserved = {task_id: (one, until) for task_id, (one, until) in self._reserved.items() if until > now}
+        head = await self._tasks.head(
+            depth, served=self._served, known=self._known, behind=self._behind if deeper else {}
+        )
         candidates = head.candidates
         self._known = {candidate.task_id: candidate.paths for candidate in candidates}
         if not candidates:
             self._depth = _SHALLOW
+            self._behind, self._deeper = {}, False
             return False
         rooms = [room for pool, room in head.rooms if pool == self._pool]
         placement = self._place(candidates, rooms, self._known_roots)
+        self._keep(candidates, placement, now)
         if placement.refused:
             await self._reconsider(candidates, rooms, placement)
         given = await self._give(placement)
@@ -105,11 +117,43 @@ class Dispatcher:
         last = max((index for index, candidate in enumerate(candidates) if candidate.task_id in picked), default=-1)
         if last >= 0:
             self._served = candidates[last].owner
-        self._depth = min(self._batch, max(_SHALLOW, 2 * (last + 1)))
+        if deeper or (whole and len(picked) < len(candidates) and head.more):
+            self._go_on(candidates, deeper=deeper, picked=last >= 0)
+        elif whole:
+            self._behind, self._deeper = {}, False
+        if (last >= 0 or whole) and not deeper:
+            # What a shallow round did not find may stand deeper; how deep it stands behind others says nothing.
+            self._depth = min(self._batch, max(_SHALLOW, 2 * (last + 1)))
         if whole or placement.refused:
             await self._explain(candidates, placement)
-        # Everything that was seen went through: look at what stood behind it.
-        return bool(given) and len(given) == len(candidates) and head.more
+        # All that could be given away was, and there may be more room than was seen for: look at what stands behind.
+        again = bool(given) and len(given) == len(placement.picks) and head.more
+        again = again and (last == len(candidates) - 1 or any(room.has_any_room() for room in rooms))
+        if again and deeper:
+            self._whole_at, self._deeper = now, True
+        return again
+
+    def _go_on(self, candidates: Sequence[Candidate], *, deeper: bool, picked: bool) -> None:
+        """After a whole round that gave not all away: where the next one that looks deeper begins."""
+        ends = {candidate.owner: candidate for candidate in candidates}
+        if deeper:
+            # Who has nothing further is looked at from his oldest on again.
+            self._behind = {owner: task_id for owner, task_id in self._behind.items() if owner not in ends}
+            if not picked:
+                # With more owners than fit into a round, the next ones.
+                self._served = list(dict.fromkeys(candidate.owner for candidate in candidates))[-1]
+        for owner, end in ends.items():
+            if not end.last:
+                self._behind.setdefault(owner, end.task_id)
+        self._deeper = not deeper
+
+    def _keep(self, candidates: Sequence[Candidate], placement: Placement, now: float) -> None:
+        """Remember what is kept free: rounds that do not look so deep, or elsewhere, keep it too."""
+        seen = {candidate.task_id for candidate in candidates}
+        self._reserved = {
+            task_id: (one, now + 3 * self._interval if task_id in seen else self._reserved[task_id][1])
+            for task_id, one in placement.reserved.items()
+        }
 
     def _place(
         self, candidates: Sequence[Candidate], rooms: Sequence[AgentRoom], known_roots: Sequence[tuple[str, bool]]
@@ -121,6 +165,7 @@ class Dispatcher:
             known_roots=known_roots,
             hint=self._hint(),
             refused_runtimes=self._refused_runtimes,
+            reserved={task_id: one for task_id, (one, _) in self._reserved.items()},
         )
 
     async def _reconsider(

@@ -265,13 +265,17 @@ class Drivers:
             alone = True
         try:
             with anyio.CancelScope(shield=True):  # counted and taken back, or neither
-                await self._attempts.suspect(self._trust.holder, held.task_id, held.number)
+                crashes = await self._attempts.suspect(self._trust.holder, held.task_id, held.number)
             try:
                 return await self._act(held, followed)
             finally:
-                with anyio.move_on_after(1, shield=True):
-                    await self._attempts.acquit(self._trust.holder, held.task_id, held.number)
-                self._suspects.discard(held.task_id)
+                try:
+                    if crashes is not None:
+                        with anyio.move_on_after(1, shield=True):
+                            await self._attempts.acquit(self._trust.holder, held.task_id, held.number, crashes)
+                finally:
+                    # Whatever became of that: acting did no harm, and is not counted again.
+                    self._suspects.discard(held.task_id)
         finally:
             if alone:
                 self._one_suspect.release()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
-__all__ = ["AgentRoom", "Candidate", "Need", "Pick", "Placement", "place"]
+__all__ = ["AgentRoom", "Candidate", "Need", "Pick", "Placement", "Reservation", "place"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Candidate:
     reason: str | None = None
     """The reason that its row shows now."""
     owner: str = ""
+    last: bool = False
+    """Behind it nothing of its owner waits."""
 
 
 @dataclass
@@ -60,6 +63,22 @@ class AgentRoom:
             self.used.cpu_milli + need.cpu_milli <= self.capacity.cpu_milli
             and self.used.ram_bytes + need.ram_bytes <= self.capacity.ram_bytes
             and self.used.disk_bytes + need.disk_bytes <= self.capacity.disk_bytes
+        )
+
+    def has_any_room(self) -> bool:
+        """Whether there is something left of what every task needs."""
+        return (
+            not self.draining
+            and self.used.cpu_milli < self.capacity.cpu_milli
+            and self.used.ram_bytes < self.capacity.ram_bytes
+        )
+
+    def short_of(self, need: Need) -> Need:
+        """The parts of `need` for which there is too little now; nought for the others."""
+        return Need(
+            need.cpu_milli if self.used.cpu_milli + need.cpu_milli > self.capacity.cpu_milli else 0,
+            need.ram_bytes if self.used.ram_bytes + need.ram_bytes > self.capacity.ram_bytes else 0,
+            need.disk_bytes if self.used.disk_bytes + need.disk_bytes > self.capacity.disk_bytes else 0,
         )
 
     def take(self, need: Need) -> None:
@@ -103,6 +122,23 @@ class Pick:
     agent_id: str
 
 
+@dataclass(frozen=True)
+class Reservation:
+    """An agent is kept free for a task that has waited for long: nobody passes it there because he is smaller."""
+
+    agent_id: str
+    floor: Need
+    """What the agent had too little of. Who needs as much of that does not pass by being small: it is his turn."""
+
+    def keeps_out(self, need: Need) -> bool:
+        """Whether a task of this need would pass."""
+        return (
+            need.cpu_milli < self.floor.cpu_milli
+            or need.ram_bytes < self.floor.ram_bytes
+            or need.disk_bytes < self.floor.disk_bytes
+        )
+
+
 @dataclass
 class Placement:
     """One round's decisions, and why the others wait."""
@@ -111,6 +147,8 @@ class Placement:
     reasons: dict[str, str] = field(default_factory=dict)
     refused: dict[str, tuple[int, str]] = field(default_factory=dict)
     """Tasks that can never run here: version and sentence."""
+    reserved: dict[str, Reservation] = field(default_factory=dict)
+    """By task; the next rounds are given them again."""
 
 
 def place(
@@ -121,11 +159,14 @@ def place(
     known_roots: Sequence[tuple[str, bool]] = (),
     hint: str = "",
     refused_runtimes: Collection[str] = (),
+    reserved: Mapping[str, Reservation] = MappingProxyType({}),
 ) -> Placement:
     """Give tasks to agents, in the order of `candidates`, each to the agent that it fits best.
 
     A task that finds no room keeps its place, and smaller ones behind it may pass; once it has waited for
-    `reserve_after` seconds the agent that it needs is kept free for it, so that big tasks do not starve.
+    `reserve_after` seconds an agent is kept free for it, so that big tasks do not starve. That goes before all turns,
+    so the order of `candidates` does not matter to it; `reserved` is what earlier rounds kept free, perhaps for tasks
+    that are none of these candidates.
     `known_roots` are the file roots of the gateway's own configuration: a path outside of all of them and of all
     open agents' roots is refused, inside of them the task waits for an agent that has the root.
     `hint` says why this host has no agent, where that is known. `refused_runtimes` may not be used here (bubblewrap,
@@ -135,7 +176,6 @@ def place(
     result = Placement()
     usable = [agent for agent in agents if not agent.draining]
     working = [agent for agent in usable if set(agent.runtimes) - set(refused_runtimes)]
-    reserved: set[str] = set()
     if agents and not usable:
         hint = "those that are take no new tasks for now (they drain, or their disks are full; their logs say which)"
     answers: dict[tuple[Need, tuple[tuple[str, bool], ...]], tuple[list[AgentRoom] | None, str]] = {}
@@ -145,6 +185,16 @@ def place(
         kind = (candidate.need, candidate.paths)
         if kind not in answers:
             answers[kind] = _able(candidate, usable, working, hint)
+
+    kept = _Kept(usable, reserved)
+    for candidate in sorted(candidates, key=lambda candidate: (-candidate.age, candidate.task_id)):
+        able, _ = answers[candidate.need, candidate.paths]
+        if candidate.age < reserve_after:
+            break
+        if able is not None and not any(kept.open_to(candidate, agent) for agent in able):
+            kept.reserve(candidate, able)
+    for candidate in candidates:
+        kind = (candidate.need, candidate.paths)
         able, reason = answers[kind]
         if able is None:
             refusal = _refusal(candidate, agents, known_roots)
@@ -152,24 +202,56 @@ def place(
                 result.refused[candidate.task_id] = (candidate.version, refusal)
             else:
                 result.reasons[candidate.task_id] = reason
+            kept.free(candidate.task_id)
             continue
-        fitting = (
-            []
-            if kind in full
-            else [agent for agent in able if agent.agent_id not in reserved and agent.has_room(candidate.need)]
-        )
+        fitting = [] if kind in full else [agent for agent in able if kept.open_to(candidate, agent)]
         if fitting:
             best = min(fitting, key=lambda agent: (agent.left_after(candidate.need), agent.agent_id))
             best.take(candidate.need)
             result.picks.append(Pick(candidate.task_id, candidate.version, best.agent_id))
+            if kept.free(candidate.task_id):
+                full.clear()
             continue
         full.add(kind)
         result.reasons[candidate.task_id] = reason
         if candidate.age >= reserve_after:
-            free = [agent for agent in able if agent.agent_id not in reserved]
-            if free:
-                reserved.add(max(free, key=lambda agent: (agent.left_after(candidate.need), agent.agent_id)).agent_id)
+            kept.reserve(candidate, able)
+    result.reserved = kept.by_task
     return result
+
+
+class _Kept:
+    """What is kept free in a round: at most one task's reservation on an agent."""
+
+    def __init__(self, usable: Sequence[AgentRoom], before: Mapping[str, Reservation]) -> None:
+        ids = {agent.agent_id for agent in usable}
+        self.by_task = {task_id: one for task_id, one in before.items() if one.agent_id in ids}
+        self._by_agent = {one.agent_id: (task_id, one) for task_id, one in self.by_task.items()}
+
+    def open_to(self, candidate: Candidate, agent: AgentRoom) -> bool:
+        """Whether it may go there now."""
+        if not agent.has_room(candidate.need):
+            return False
+        task_id, one = self._by_agent.get(agent.agent_id, (candidate.task_id, None))
+        return one is None or task_id == candidate.task_id or not one.keeps_out(candidate.need)
+
+    def reserve(self, candidate: Candidate, able: Sequence[AgentRoom]) -> None:
+        """Keep the emptiest for it, if any is nobody's, unless one is kept for it already."""
+        if candidate.task_id in self.by_task:
+            return
+        free = [agent for agent in able if agent.agent_id not in self._by_agent]
+        if free:
+            best = max(free, key=lambda agent: (agent.left_after(candidate.need), agent.agent_id))
+            one = Reservation(best.agent_id, best.short_of(candidate.need))
+            self.by_task[candidate.task_id] = one
+            self._by_agent[best.agent_id] = (candidate.task_id, one)
+
+    def free(self, task_id: str) -> bool:
+        """It needs none any more; whether it had one."""
+        one = self.by_task.pop(task_id, None)
+        if one is not None:
+            del self._by_agent[one.agent_id]
+        return one is not None
 
 
 def _able(

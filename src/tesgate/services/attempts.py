@@ -190,6 +190,8 @@ class AttemptService:
             task_id, number, words, report.state, [encode(output) for output in report.outputs]
         )
         if said is None and await self._attempts.said_before(task_id, number, words):
+            # The first may have been cut off between the commit and its news.
+            self._tell_end(task_id, report)
             return Answer()
         answer = self._answer(said, task_id, number)
         if said is not None and said.done:
@@ -197,12 +199,15 @@ class AttemptService:
             self._metrics.attempts_total.labels("finished", "pool").inc()
             self._metrics.tasks_total.labels(report.state, "pool").inc()
             self._timing.finished(task_id, number, report)
-            self._wakes.queue()
-            self._wakes.ended(task_id)
-            self._wakes.agent_soon(report.instance)
+            self._tell_end(task_id, report)
         elif not answer.stop:
             raise Conflict(f"another attempt of task {task_id} is publishing")
         return answer
+
+    def _tell_end(self, task_id: str, report: Report) -> None:
+        self._wakes.queue()
+        self._wakes.ended(task_id)
+        self._wakes.agent_soon(report.instance)
 
     async def failed(self, task_id: str, number: int, report: Report) -> Answer:
         """Protocol row *failed*: the system's fault; a further attempt, or SYSTEM_ERROR. Raises `Gone`."""

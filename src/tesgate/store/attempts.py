@@ -13,6 +13,7 @@ from tesgate.model.placement import Pick
 from tesgate.store.database import Database
 from tesgate.store.gather import Gather
 from tesgate.store.queries import load_queries
+from tesgate.store.tasks import WITHIN_WRITE
 
 __all__ = ["Assigned", "AttemptStore", "Closed", "Held", "Holder", "Order", "Said", "Words", "words_of"]
 
@@ -204,23 +205,34 @@ class AttemptStore:
     async def _say(
         self, name: str, batch: Sequence[_Message], more: Callable[[Sequence[_Message]], list[Any]]
     ) -> list[Said | Exception | None]:
-        """One statement for all; a task that is there twice goes into a statement of its own, after the first."""
+        """One statement for all; a task that is there twice goes into a statement of its own, after the first.
+
+        Once one was committed nothing is raised any more: who was heard is told so.
+        """
         results: list[Said | Exception | None] = [None] * len(batch)
         left = list(range(len(batch)))
         while left:
             chosen = {batch[index].task_id: index for index in reversed(left)}
             part = [batch[index] for index in chosen.values()]
-            rows = await self._database.fetch(
-                self._sql[name],
-                [message.task_id for message in part],
-                [message.number for message in part],
-                [message.words.instance for message in part],
-                [message.words.version for message in part],
-                [_json(message.words.snapshot) for message in part],
-                [None if message.words.tails is None else _json(message.words.tails) for message in part],
-                *more(part),
-                idempotent=True,
-            )
+            try:
+                rows = await self._database.fetch(
+                    self._sql[name],
+                    [message.task_id for message in part],
+                    [message.number for message in part],
+                    [message.words.instance for message in part],
+                    [message.words.version for message in part],
+                    [_json(message.words.snapshot) for message in part],
+                    [None if message.words.tails is None else _json(message.words.tails) for message in part],
+                    *more(part),
+                    idempotent=True,
+                    within=WITHIN_WRITE,
+                )
+            except Exception as exc:
+                if len(left) == len(batch):
+                    raise
+                for index in left:
+                    results[index] = exc
+                return results
             for row in rows:
                 results[chosen[row["task_id"]]] = Said(row["stop"], row["leased"], row["done"])
             left = [index for index in left if index not in chosen.values()]
@@ -300,13 +312,18 @@ class AttemptStore:
         row = await self._database.fetchrow(self._sql["count_crash"], task_id, number, holder.replica_id, holder.epoch)
         return None if row is None else (row["crashes"], row["version"])
 
-    async def suspect(self, holder: Holder, task_id: str, number: int) -> None:
-        """Count a crash before acting on this row: should we die of it, the count stays."""
-        await self._database.execute(self._sql["suspect"], task_id, number, holder.replica_id, holder.epoch)
+    async def suspect(self, holder: Holder, task_id: str, number: int) -> int | None:
+        """Count a crash before acting on this row: should we die of it, the count stays. The count; None: not ours."""
+        crashes: int | None = await self._database.fetchval(
+            self._sql["suspect"], task_id, number, holder.replica_id, holder.epoch
+        )
+        return crashes
 
-    async def acquit(self, holder: Holder, task_id: str, number: int) -> None:
-        """Take back what `suspect` counted: acting on this row did no harm."""
-        await self._database.execute(self._sql["acquit"], task_id, number, holder.replica_id, holder.epoch)
+    async def acquit(self, holder: Holder, task_id: str, number: int, crashes: int) -> None:
+        """Take back what `suspect` counted, its answer: acting on this row did no harm."""
+        await self._database.execute(
+            self._sql["acquit"], task_id, number, holder.replica_id, holder.epoch, crashes, idempotent=True
+        )
 
     async def reset_crashes(self, holder: Holder, task_ids: Sequence[str]) -> None:
         """A minute of life of whoever follows these tasks."""

@@ -161,10 +161,13 @@ class Database:
         application_name: str = "tesgate",
         patience: float = 10,
         statement_timeout: float = 30,
-        lock_timeout: float = 10,
+        lock_timeout: float = 4,
         statement_cache_size: int = 200,
     ) -> None:
-        """Times are seconds. A `statement_cache_size` of 0 is for a pooler in transaction mode."""
+        """Times are seconds; `lock_timeout` is shorter than the `within` of what locks: the server says it first.
+
+        A `statement_cache_size` of 0 is for a pooler in transaction mode.
+        """
         self._dsn = dsn
         self._patience = patience
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
@@ -417,6 +420,8 @@ class Database:
             # A timeout that was spent is not spent again, and a full disk does not empty itself.
             if isinstance(exc, asyncpg.QueryCanceledError | asyncpg.DiskFullError) and sent:
                 return False
+            if isinstance(exc, asyncpg.LockNotAvailableError) and within is not None:
+                return False  # who asked decides whether to wait for this row again: others may wait for the answer
             if isinstance(exc, TimeoutError) and sent:
                 return idempotent and within is not None
             return idempotent or not sent or isinstance(exc, ROLLED_BACK)
@@ -460,6 +465,7 @@ class Database:
     def _unavailable(self, exc: BaseException) -> DatabaseUnavailable:
         fault = DatabaseUnavailable(f"The database at {place_of(self._dsn)} is not available: {_said(exc)}.")
         fault.passing = not isinstance(exc, asyncpg.DiskFullError | asyncpg.QueryCanceledError)
+        fault.locked = isinstance(exc, asyncpg.LockNotAvailableError)
         return fault
 
 

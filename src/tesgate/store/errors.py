@@ -23,6 +23,8 @@ class DatabaseUnavailable(StoreError):
 
     passing = True
     """False: it answered that it cannot (a full disk); waiting does not help."""
+    locked = False
+    """True: it is there, and only some row of the statement was held by another for too long."""
 
 
 class EmbeddedPostgresError(StoreError):

@@ -37,7 +37,8 @@ class Gather(Generic[Request, Result]):
     `run_batch` gets one to `max_batch` requests and returns one result for each, in order; an `Exception` in that list
     is raised to its caller alone. If it raises, nothing of the batch may have been stored: the batch is halved until
     what fails stands alone, so one bad row does not fail its neighbours. `DatabaseUnavailable` is the exception: it
-    says nothing about rows and goes to all of them at once.
+    says nothing about rows and goes to all of them at once, unless a row was `locked`; then the halves go side by side,
+    so that none waits for the other's lock.
 
     It has no lifetime of its own: a batch runs in a task that lives for as long as there are calls, kept here and not
     in the caller's task, so that a caller who is cancelled takes nobody with him. One instance serves one event loop.
@@ -108,8 +109,12 @@ class Gather(Generic[Request, Result]):
         try:
             results = await self._run_batch([request for request, _, _ in batch])
         except Exception as exc:
-            if len(batch) > 1 and not isinstance(exc, DatabaseUnavailable):
+            locked = isinstance(exc, DatabaseUnavailable) and exc.locked
+            if len(batch) > 1 and (locked or not isinstance(exc, DatabaseUnavailable)):
                 middle = len(batch) // 2
+                if locked:
+                    await asyncio.gather(self._answer(batch[:middle]), self._answer(batch[middle:]))
+                    return
                 await self._answer(batch[:middle])
                 await self._answer(batch[middle:])
                 return
@@ -117,7 +122,7 @@ class Gather(Generic[Request, Result]):
             over = self._clock() - self._patience if passing else math.inf
             for _, future, _ in (entry for entry in batch if entry[2] <= over):
                 _settle(future, exc)
-            if passing and self._patience > 0:
+            if passing and not locked and self._patience > 0:
                 # Those behind it have waited for the same database, and would each wait for a fault of their own.
                 for _, future, _ in (entry for entry in self._waiting if entry[2] <= over):
                     _settle(future, exc)

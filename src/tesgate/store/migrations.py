@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 
+import anyio
 import asyncpg
 
 from tesgate.store.database import Database, is_fault, place_of
@@ -38,6 +39,8 @@ ADVISORY_LOCK = 0x7465736761746501
 
 CUTTING_LOCK = 0x7465736761746502
 """Of the process that cuts or drops partitions (store/sql/partitions.sql: take_turn)."""
+
+ASK_AGAIN_SECONDS = 0.1
 
 RECORD = """
 CREATE TABLE IF NOT EXISTS schema_migration (
@@ -133,7 +136,7 @@ async def migrate(database: Database, migrations: Sequence[Migration] | None = N
         settings = {"application_name": "tesgate migrate", "lock_timeout": "0", "statement_timeout": "0"}
         connection = await asyncpg.connect(database.dsn, timeout=30, server_settings=settings)
         try:
-            await connection.execute("SELECT pg_advisory_lock($1)", ADVISORY_LOCK)
+            await _lock(connection, ADVISORY_LOCK)
             await connection.execute(RECORD)
             missing = _missing(wanted, await connection.fetch(READ))
             for migration in missing:
@@ -150,6 +153,14 @@ async def migrate(database: Database, migrations: Sequence[Migration] | None = N
         raise StoreError(f"The database at {place} cannot be migrated: {exc}.") from exc
 
 
+async def _lock(connection: asyncpg.Connection[asyncpg.Record], key: int) -> None:
+    """Asks again and again: a statement that waits holds a snapshot, for whose end CREATE INDEX CONCURRENTLY waits."""
+    while True:
+        if await connection.fetchval("SELECT pg_try_advisory_lock($1)", key):
+            return
+        await anyio.sleep(ASK_AGAIN_SECONDS)
+
+
 async def _apply(connection: asyncpg.Connection[asyncpg.Record], migration: Migration) -> None:
     kept = "nothing of it was kept" if migration.transactional else "what it did so far stays and is done again"
     try:
@@ -161,7 +172,7 @@ async def _apply(connection: asyncpg.Connection[asyncpg.Record], migration: Migr
             for index in await connection.fetch(INVALID):
                 await connection.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {index[0]}")
                 logger.warning("dropped the index %s, which an interrupted migration left invalid", index[0])
-            await connection.execute("SELECT pg_advisory_lock($1)", CUTTING_LOCK)
+            await _lock(connection, CUTTING_LOCK)
             partitions = [row[0] for row in await connection.fetch(PARTITIONS)]
             for statement in migration.statements:
                 for partition in partitions if "{partition}" in statement else [""]:

@@ -254,13 +254,27 @@ class TaskStore:
         return (await self.head(limit)).candidates
 
     async def head(
-        self, limit: int, *, served: str = "", known: Mapping[str, Sequence[tuple[str, bool]]] = MappingProxyType({})
+        self,
+        limit: int,
+        *,
+        served: str = "",
+        known: Mapping[str, Sequence[tuple[str, bool]]] = MappingProxyType({}),
+        behind: Mapping[str, str] = MappingProxyType({}),
     ) -> Head:
         """The head of the queue, from the owner behind `served` on, with the open agents of all pools.
 
-        `known`: local paths of tasks that were seen before, by id; their documents are not read again.
+        `known`: local paths of tasks that were seen before, by id; their documents are not read again. `behind`: of
+        these owners only what stands behind these ids.
         """
-        rows = await self._database.fetch(self._sql["waiting_tasks"], limit, served, list(known), idempotent=True)
+        rows = await self._database.fetch(
+            self._sql["waiting_tasks"],
+            limit,
+            served,
+            list(known),
+            list(behind),
+            list(behind.values()),
+            idempotent=True,
+        )
         candidates = [
             Candidate(
                 task_id=row["id"],
@@ -270,6 +284,7 @@ class TaskStore:
                 age=row["age"],
                 reason=row["wait_reason"],
                 owner=row["owner"],
+                last=row["last"],
             )
             for row in rows
         ]

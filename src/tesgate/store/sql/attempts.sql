@@ -289,11 +289,13 @@ RETURNING crashes, version;
 -- protocol: adopt. Counted before a driver acts on what it took over from a process that crashed, and taken back after
 -- that: so a death in between is this row's, and no bystander's. No version: at that moment it decides nothing.
 UPDATE task SET crashes = crashes + 1
-WHERE id = $1 AND attempt = $2 AND replica_id = $3 AND replica_epoch = $4 AND phase <> 'ended';
+WHERE id = $1 AND attempt = $2 AND replica_id = $3 AND replica_epoch = $4 AND phase <> 'ended'
+RETURNING crashes;
 
 -- name: acquit
-UPDATE task SET crashes = greatest(0, crashes - 1)
-WHERE id = $1 AND attempt = $2 AND replica_id = $3 AND replica_epoch = $4 AND phase <> 'ended';
+-- $5 is what `suspect` answered: sent again, it takes nothing back twice.
+UPDATE task SET crashes = $5 - 1
+WHERE id = $1 AND attempt = $2 AND replica_id = $3 AND replica_epoch = $4 AND phase <> 'ended' AND crashes = $5;
 
 -- name: reset_crashes
 -- A minute of life.

@@ -15,9 +15,13 @@ RETURNING (SELECT count(*) FROM replica r
 -- Stopped in order. What it followed is nobody's from here on: whoever adopts it, its own next epoch too, suspects nothing.
 WITH gone AS (
     UPDATE replica SET left_at = now() WHERE id = $1 AND epoch = $2
+), t AS (
+    SELECT id FROM task
+    WHERE replica_id = $1 AND replica_epoch = $2 AND (phase IN ('assigned', 'started') OR NOT released)
+    ORDER BY id
+    FOR NO KEY UPDATE
 )
-UPDATE task SET replica_id = NULL, replica_epoch = NULL, version = version + 1
-WHERE replica_id = $1 AND replica_epoch = $2 AND (phase IN ('assigned', 'started') OR NOT released);
+UPDATE task SET replica_id = NULL, replica_epoch = NULL, version = version + 1 FROM t WHERE task.id = t.id;
 
 -- name: adopt
 -- protocol: adopt. Taken from whoever is silent, gone, or of an older epoch. Nobody knows yet why they went: whoever

@@ -66,7 +66,8 @@ FROM t LEFT JOIN u ON true;
 -- The queue's head: in each owner's share the oldest first, owners in turn, beginning behind $2, who was served last. So one
 -- place that becomes free does not go to the longest queue each time. A loose scan over task_waiting: the cost depends on
 -- $1 alone, not on the length of the queue nor on the number of owners. The documents of $3 are known, and the open agents
--- come along on the first row: one round trip tells all that a round of the dispatcher goes by.
+-- come along on the first row: one round trip tells all that a round of the dispatcher goes by. Of the owners $4 only what
+-- stands behind the ids $5: what stands before was seen and can only wait.
 WITH RECURSIVE later AS (
     (SELECT owner FROM task WHERE phase = 'waiting' AND owner > $2 ORDER BY owner LIMIT 1)
     UNION ALL
@@ -79,18 +80,21 @@ WITH RECURSIVE later AS (
             ORDER BY t.owner LIMIT 1)
     FROM earlier o WHERE o.owner IS NOT NULL
 ), owners AS MATERIALIZED (
-    SELECT owner, row_number() OVER () AS place
+    SELECT owner, row_number() OVER () AS place,
+           coalesce((SELECT b.id FROM unnest($4::text[], $5::text[]) AS b(owner, id) WHERE b.owner = o.owner), '') AS behind
     FROM (SELECT owner FROM later UNION ALL SELECT owner FROM earlier) o
     WHERE owner IS NOT NULL LIMIT $1
 ), depth AS (
     SELECT least($1, 1 + 4 * $1 / greatest(1, count(*))) AS depth FROM owners
 ), heads AS (
-    SELECT o.place, h.*, row_number() OVER (PARTITION BY o.place ORDER BY h.id) AS turn
+    SELECT o.place, h.*, row_number() OVER (PARTITION BY o.place ORDER BY h.id) AS turn,
+           count(*) OVER (PARTITION BY o.place) AS seen
     FROM owners o CROSS JOIN LATERAL (
         SELECT t.id, t.owner, t.version, t.attempt, t.need_cpu_milli, t.need_ram_bytes, t.need_disk_bytes,
                t.document, t.wait_reason, extract(epoch FROM now() - t.created_at)::float8 AS age
         FROM task t
-        WHERE t.phase = 'waiting' AND t.owner = o.owner AND t.state <> 'CANCELING' AND t.pending_state IS NULL
+        WHERE t.phase = 'waiting' AND t.owner = o.owner AND t.id > o.behind
+          AND t.state <> 'CANCELING' AND t.pending_state IS NULL
           AND (t.not_before IS NULL OR t.not_before <= now())
         ORDER BY t.id LIMIT (SELECT depth FROM depth)
     ) h
@@ -101,14 +105,21 @@ SELECT id, owner, version, attempt, need_cpu_milli, need_ram_bytes, need_disk_by
        CASE WHEN id <> ALL($3::text[]) THEN document END AS document,
        -- behind it the owner may have more
        turn = (SELECT depth FROM depth) OR rank = $1 AS more,
+       turn = seen AND seen < (SELECT depth FROM depth) AS last,
        CASE WHEN rank = 1 THEN (SELECT json_agg(g ORDER BY g.id) FROM agent g WHERE g.state = 'open') END AS agents
 FROM head ORDER BY rank;
 
 -- name: note_reasons
 -- Why a task waits, for its system_logs. No version: the reason decides nothing.
-UPDATE task SET wait_reason = r.reason
-FROM unnest($1::text[], $2::text[]) AS r(id, reason)
-WHERE task.id = r.id AND task.phase = 'waiting' AND task.wait_reason IS DISTINCT FROM r.reason;
+-- What another statement holds just now keeps the old one until the next round.
+WITH t AS (
+    SELECT t.id, r.reason
+    FROM unnest($1::text[], $2::text[]) AS r(id, reason) JOIN task t ON t.id = r.id
+    WHERE t.phase = 'waiting' AND t.wait_reason IS DISTINCT FROM r.reason
+    ORDER BY t.id
+    FOR NO KEY UPDATE OF t SKIP LOCKED
+)
+UPDATE task SET wait_reason = t.reason FROM t WHERE task.id = t.id;
 
 -- name: end_pending
 -- Ends that waited for a publish lease: no terminal state is shown while one lives.
@@ -166,8 +177,19 @@ SELECT w.state, 'none', count(*) FROM (SELECT state FROM task WHERE phase = 'wai
 SELECT count(*) FROM task WHERE phase IN ('assigned', 'started') AND publish_until > now();
 
 -- name: oldest_waiting
--- Ids are ordered by time: the first is the oldest.
-SELECT extract(epoch FROM now() - created_at)::float8 FROM task WHERE phase = 'waiting' ORDER BY id LIMIT 1;
+-- Ids are ordered by time: the first is the oldest. It is one of the owners' first ones, as task_waiting has them: in the
+-- order of ids alone, what ended would be walked through.
+WITH RECURSIVE owners AS (
+    (SELECT owner FROM task WHERE phase = 'waiting' ORDER BY owner LIMIT 1)
+    UNION ALL
+    SELECT (SELECT t.owner FROM task t WHERE t.phase = 'waiting' AND t.owner > o.owner ORDER BY t.owner LIMIT 1)
+    FROM owners o WHERE o.owner IS NOT NULL
+), oldest AS MATERIALIZED (
+    SELECT min(h.id) AS id FROM owners o CROSS JOIN LATERAL (
+        SELECT t.id FROM task t WHERE t.phase = 'waiting' AND t.owner = o.owner ORDER BY t.owner, t.id LIMIT 1
+    ) h
+)
+SELECT extract(epoch FROM now() - t.created_at)::float8 FROM oldest JOIN task t ON t.id = oldest.id;
 
 -- name: newest_partitions
 -- Where they begin; what is older than these lists treat as one.
