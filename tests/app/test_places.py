@@ -51,3 +51,14 @@ def test_a_short_key_says_how_to_make_one(tmp_path: Path) -> None:
     (tmp_path / "key").write_text("short")
     with pytest.raises(ConfigError, match="openssl rand"):
         DataDir(tmp_path).secret_key(Settings(secret_key_file=tmp_path / "key"))
+
+
+def test_an_empty_mark_of_the_original_is_written_anew(tmp_path: Path) -> None:
+    data = DataDir(tmp_path)
+    mark = tmp_path / "original"
+    mark.touch()
+    data.check_original()
+    assert mark.read_text() == f"{mark.stat().st_ino}\n"
+    mark.write_text("1\n")
+    with pytest.raises(ConfigError, match="is a copy"):
+        data.check_original()

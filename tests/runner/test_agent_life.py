@@ -504,3 +504,14 @@ def test_a_forget_that_overtakes_the_answer_to_the_last_word_breaks_nothing_off(
     assert len(bench.gateway.of(key, "finish")) == 1
     assert "never heard" not in bench.log()
     assert "never answered" not in bench.log()
+
+
+def test_an_attempt_that_cannot_be_read_now_is_not_given_up(bare_bench: Bench) -> None:
+    plan = bare_bench.scratch / "attempts" / "tg-test-well-1" / "plan.json"
+    plan.mkdir(parents=True)  # reading it fails with an OSError, as on a disk that does not answer
+    bare_bench.start()
+    assert bare_bench.process is not None
+    assert bare_bench.process.wait(30) != 0
+    assert "cannot be read now" in bare_bench.log()
+    assert plan.exists()
+    assert not bare_bench.gateway.polls

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import stat
+import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from tesgate.runner.journal import Journal
+from tesgate.runner import clock
+from tesgate.runner.journal import RESERVED, Journal
 from tesgate.runner.plan import Executor, Plan
+from tesgate.runner.record import Final, Record
+from tesgate.runner.report import OutputFile
 from tesgate.runner.scratch import Scratch, ScratchError, ScratchLocked
+from tesgate.runner.stageout import LISTED_BYTES, StageOut
+from tesgate.runner.step import Step
 
 
 def _plan(name: str = "tg-test-t1-1") -> Plan:
@@ -152,3 +162,137 @@ def test_exec_is_placed_by_its_content(tmp_path: Path) -> None:
     assert Path(path).read_bytes() == b"program"
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o755
     scratch.close()
+
+
+def test_text_takes_the_room_of_its_bytes_and_names_come_back(tmp_path: Path) -> None:
+    path = str(tmp_path / "journal")
+    journal = Journal(path)
+    name = os.fsdecode(b"/out/\xff\xe9") + "\u2028\x85\0"
+    before = os.path.getsize(path)
+    journal.append("ended", text="\ufffd" * 10_000)
+    assert os.path.getsize(path) - before < 30_500
+    journal.append("temporaries", names=[name])
+    journal.close()
+    again = Journal(path)
+    assert [entry["what"] for entry in again.entries] == ["ended", "temporaries"]
+    assert again.entries[1]["names"] == [name]
+    again.close()
+
+
+def _set_aside(journal: Journal) -> int:
+    found = os.stat(journal.path)
+    return found.st_blocks * 512 - found.st_size
+
+
+def test_the_room_that_is_set_aside_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal(str(tmp_path / "journal"))
+    if _set_aside(journal) < RESERVED:
+        pytest.skip("this file system sets nothing aside")
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: real(fd, data[:5]))
+    with pytest.raises(OSError, match="full") as caught:
+        journal.append("starting")
+    assert caught.value.errno == errno.ENOSPC
+    monkeypatch.undo()
+    assert _set_aside(journal) >= RESERVED
+    for _ in range(5):
+        journal.append("ended", text="x" * (RESERVED // 2))
+        assert _set_aside(journal) >= RESERVED // 2
+    journal.close()
+
+
+def test_a_full_disk_takes_the_end_without_its_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal(str(tmp_path / "journal"))
+    record = Record(plan=_plan(), journal=journal, metadata={})
+    record.started(0)
+    real = Journal._append
+
+    def full(self: Journal, what: str, sync: bool, facts: dict[str, Any]) -> Any:
+        if len(str(facts)) > 1000:
+            raise OSError(errno.ENOSPC, "full")
+        return real(self, what, sync, facts)
+
+    monkeypatch.setattr(Journal, "_append", full)
+    outputs = [OutputFile("file:///" + "x" * 2000, "/x", 1)]
+    record.ended(0, "exited", 3, None, {"stdout": "x" * 2000, "stderr": ""})
+    record.published(outputs)
+    record.final(Final("finish", state="COMPLETE", outputs=outputs, published=True))
+    journal.close()
+    again = Record(plan=_plan(), journal=Journal(journal.path), metadata={})
+    assert again.find_published() == []
+    final = again.find_final()
+    assert final is not None
+    assert (final.state, final.published, final.outputs) == ("COMPLETE", True, [])
+    ended = again.journal.find("ended", executor=0)
+    assert ended is not None
+    assert ended["report"]["exit_code"] == 3
+    again.journal.close()
+
+
+def test_the_mark_of_the_original(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mark = tmp_path / "original"
+    mark.touch()  # the host lost its power before it was written
+    Scratch(str(tmp_path)).close()
+    assert mark.read_text() == f"{mark.stat().st_ino}\n"
+    mark.unlink()
+
+    def full(fd: int) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tesgate.runner.scratch._sync_directory", lambda path: None)
+        patch.setattr(os, "fsync", full)
+        Scratch(str(tmp_path)).close()
+    assert not [name for name in os.listdir(tmp_path) if name.startswith("original")]
+    Scratch(str(tmp_path)).close()
+    mark.write_text("1\n")
+    with pytest.raises(ScratchError, match="is a copy"):
+        Scratch(str(tmp_path))
+
+
+def test_a_disk_that_does_not_answer_is_as_full_as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scratch = Scratch(str(tmp_path))
+    before = scratch.has_space()
+
+    def fail(path: str) -> Any:
+        raise OSError(errno.EIO, "no answer")
+
+    monkeypatch.setattr(os, "statvfs", fail)
+    assert scratch.has_space() == before
+    scratch.close()
+
+
+def test_damaged_moments_go_by_the_wall_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    boot = clock.now().split()[0]
+    assert 50 < clock.since({"up": boot + " 1\0\0", "at": time.time() - 60}) < 100
+
+    def fail() -> str:
+        raise OSError(errno.EMFILE, "too many")
+
+    monkeypatch.setattr(clock, "boot_id", fail)
+    assert clock.now().startswith(" ")
+    assert 50 < clock.since({"up": clock.now(), "at": time.time() - 60}) < 100
+
+
+def test_the_list_of_outputs_is_cut_by_the_bytes_of_its_message() -> None:
+    notes: list[str] = []
+    here: Any = SimpleNamespace(_record=SimpleNamespace(note=notes.append))
+    outputs = [OutputFile("file:///" + "\ufffd" * 4000, "/" + "é" * 2000, 1)] * 800
+    listed = StageOut.listed(here, outputs)
+    assert LISTED_BYTES - 50_000 < len(json.dumps([vars(item) for item in listed])) <= LISTED_BYTES
+    assert len(notes) == 1
+    assert StageOut.listed(here, outputs[:10]) == outputs[:10]
+
+
+def test_what_cannot_be_looked_at_counts_as_living(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step: Any = SimpleNamespace(_dir=str(tmp_path), index=0)
+    assert not Step._exec_lives(step)
+    (tmp_path / "steps").mkdir()
+    (tmp_path / "steps" / "0").mkdir()
+    assert not Step._exec_lives(step)
+
+    def fail(*args: Any) -> int:
+        raise OSError(errno.EMFILE, "too many")
+
+    monkeypatch.setattr(os, "open", fail)
+    assert Step._exec_lives(step)

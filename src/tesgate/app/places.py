@@ -87,12 +87,20 @@ class DataDir:
         To be called under the lock. Raises `ConfigError` with the way out.
         """
         path = self.path / "original"
-        if not path.exists():
+        if not path.exists() or not path.stat().st_size:  # empty: the host died before it was on the disk
             fresh = path.with_name("original.new")
-            self.write_private(fresh, "")
-            with fresh.open("w", encoding="ascii") as file:
-                file.write(f"{os.fstat(file.fileno()).st_ino}\n")
-            fresh.replace(path)
+            try:
+                self.write_private(fresh, "")
+                with fresh.open("w", encoding="ascii") as file:
+                    file.write(f"{os.fstat(file.fileno()).st_ino}\n")
+                    file.flush()
+                    os.fsync(file.fileno())
+                fresh.replace(path)
+            except OSError as exc:
+                if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                fresh.unlink(missing_ok=True)
+                return  # a full disk must not keep a gateway from starting; the next start writes it
         if path.read_text("ascii").strip() != str(path.stat().st_ino):
             raise ConfigError(
                 f"data_dir: {self.path} is a copy of another gateway's data directory, and both together would run "

@@ -279,8 +279,11 @@ class Agent:
                 self._scratch.disinter(ref.task, ref.attempt)
                 news = True
             if attempt is not None and attempt.wanted:
-                attempt.forget()
-                news = True
+                try:
+                    attempt.forget()
+                    news = True
+                except (OSError, ValueError) as exc:  # a full disk, or it is about to be taken up again: it is repeated
+                    _log.warning("attempt %s cannot be forgotten yet: %s", attempt.plan.external_name, exc)
         for plan in answer.start:
             news = self._begin(plan) or news
         return news
@@ -337,13 +340,25 @@ class Agent:
         if not os.path.exists(os.path.join(self._scratch.root, "contact")):
             self._scratch.note_contact()
         for name in self._scratch.names():
+            # Only what is damaged is given up. A disk that is full or does not answer says nothing of the attempt,
+            # which may be well: then the agent ends with all attempts as they are, and its next start tries again.
             try:
                 plan, journal = self._scratch.load(name)
-                _log.info("going on", extra={"task": plan.task, "attempt": plan.attempt})
+            except (FileNotFoundError, NotADirectoryError, ValueError) as exc:
+                self._bury(name, exc)
+                continue
+            except OSError as exc:
+                _log.error("the attempt directory %s cannot be read now, this agent ends: %s", name, exc)
+                raise
+            _log.info("going on", extra={"task": plan.task, "attempt": plan.attempt})
+            try:
                 # What the journal says is read here, so that one that makes no sense stops this attempt alone.
                 self._live(plan, self._scratch.path(name), journal)
-            except (OSError, ValueError) as exc:
+            except ValueError as exc:
                 self._bury(name, exc)
+            except OSError as exc:
+                _log.error("the journal of %s cannot be written now, this agent ends: %s", name, exc)
+                raise
 
     def _bury(self, name: str, fault: Exception) -> None:
         """A directory that cannot be read (a host that lost power, a failing disk): it must not begin again here.
@@ -368,15 +383,19 @@ class Agent:
             self._group.start_soon(self._until_removed, attempt)
 
     def _attempt(self, plan: Plan, path: str, journal: Journal) -> Attempt:
-        attempt = Attempt(
-            plan=plan,
-            path=path,
-            journal=journal,
-            scratch=self._scratch,
-            tools=self._tools,
-            agent=self._agent,
-            log=_log,
-        )
+        try:
+            attempt = Attempt(
+                plan=plan,
+                path=path,
+                journal=journal,
+                scratch=self._scratch,
+                tools=self._tools,
+                agent=self._agent,
+                log=_log,
+            )
+        except BaseException:
+            journal.close()
+            raise
         self._attempts[plan.external_name] = attempt
         return attempt
 
@@ -388,12 +407,23 @@ class Agent:
                 break
             except Exception:  # one attempt's fault must not end the others; it goes on from its journal
                 _log.exception("attempt %s met a fault of the agent; it is taken up again", name)
+            again = await self._again(attempt)
+            if again is None:
+                break
+            attempt = again
+        if self._attempts.get(name) is attempt:
+            del self._attempts[name]
+
+    async def _again(self, attempt: Attempt) -> Optional[Attempt]:
+        """Take an attempt up again, later and from what lies on the disk; None: nothing is left of it."""
+        name = attempt.plan.external_name
+        while True:
             await anyio.sleep(AGAIN)
             try:
                 plan, journal = self._scratch.load(name)
-            except (OSError, ValueError) as exc:
+                return self._attempt(plan, attempt.path, journal)
+            except (FileNotFoundError, ValueError) as exc:
                 _log.error("attempt %s cannot be taken up again, nothing is left of it: %s", name, exc)
-                break
-            attempt = self._attempt(plan, attempt.path, journal)
-        if self._attempts.get(name) is attempt:
-            del self._attempts[name]
+                return None
+            except OSError as exc:  # a full disk, or one that does not answer: it stays in `have` meanwhile
+                _log.error("attempt %s cannot be taken up again for now: %s", name, exc)

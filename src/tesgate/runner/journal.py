@@ -19,7 +19,7 @@ Entry = Dict[str, Any]
 RESERVED = 128 << 10
 """Bytes that a journal may grow by although the disk is full: enough to say how the attempt ended."""
 _KEEP_SIZE = 1
-_encode = json.JSONEncoder(separators=(",", ":")).encode
+_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
 
 class Journal:
@@ -37,12 +37,13 @@ class Journal:
         self.path = path
         self.entries: List[Entry] = []
         self._lock = threading.Lock()
+        self._room = 0  # up to this size of the file, the disk has room for certain
         self._fd: Optional[int] = os.open(
             path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
         )
         try:
             self._load(self._fd)
-            set_aside(self._fd, RESERVED)
+            self._set_aside(os.fstat(self._fd).st_size)
         except BaseException:
             self.close()
             raise
@@ -83,16 +84,24 @@ class Journal:
             raise ValueError("the journal %s is closed" % self.path)
         entry: Entry = {"what": what, "at": time.time(), "up": clock.now()}
         entry.update(facts)
-        line = _encode(entry).encode("utf-8") + b"\n"
+        # Half surrogates (of names that are no UTF-8) become the escapes that JSON has for them: they come back.
+        line = _encode(entry).encode("utf-8", "backslashreplace") + b"\n"
         start = os.fstat(self._fd).st_size
         written = os.write(self._fd, line)
         if written != len(line):  # a full disk: leave no torn line that would hide later entries
             os.ftruncate(self._fd, start)
-            raise OSError(28, "the disk of the scratch directory is full", self.path)
+            self._set_aside(start)  # the cut has freed what was set aside
+            raise OSError(errno.ENOSPC, "the disk of the scratch directory is full", self.path)
+        if start + written > self._room - RESERVED // 2:
+            self._set_aside(start + written)
         if sync:
             self.sync()
         self.entries.append(entry)
         return entry
+
+    def _set_aside(self, size: int) -> None:
+        if self._fd is not None and set_aside(self._fd, RESERVED):
+            self._room = size + RESERVED
 
     def sync(self) -> None:
         """Make all entries so far survive the death of the host."""

@@ -166,15 +166,15 @@ class LogFollower:
             tail = await anyio.to_thread.run_sync(partial(self._read, stream, max(0, grown - self._tail_bytes), grown))
             self._changed(stream.executor, stream.name, decode_tail(tail, self._tail_bytes))
         if self._rest(stream) > 0:
-            offset, data = await anyio.to_thread.run_sync(partial(self._chunk, stream))
+            offset, data, kept = await anyio.to_thread.run_sync(partial(self._chunk, stream))
             if data:
                 try:
                     await self._client.put_log(self._ref, self._token, stream.executor, stream.name, offset, data)
                 except Conflict as exc:
-                    self._go_back(stream, offset, exc)
+                    self._go_back(stream, offset, exc, kept)
                 else:
                     stream.offset = offset + len(data)
-                self._moved()
+                    self._moved()
             elif stream.ended:
                 stream.offset = stream.size  # truncated by the task itself: there is nothing more to be had
         if stream.ended and self._rest(stream) <= 0:
@@ -185,11 +185,12 @@ class LogFollower:
             stream.noted = stream.offset
         return self._rest(stream) > 0
 
-    def _go_back(self, stream: _Stream, sent: int, exc: Conflict) -> None:
+    def _go_back(self, stream: _Stream, sent: int, exc: Conflict, kept: bool) -> None:
         """The gateway has less than we thought (another workspace, a full disk): go on where it says, if we can."""
         if exc.offset is None or exc.offset >= sent:
             raise exc
-        if stream.handle is None:
+        if not kept:
+            # Going back would lead here again, without end. The tail itself is in the executor's log all the same.
             self._log.warning("the gateway lacks a piece of %s that is gone here too: %s", stream.name, exc)
             stream.offset = stream.size  # only the tail is left, and it does not follow on what the gateway has
         else:
@@ -220,14 +221,15 @@ class LogFollower:
             start += len(piece)
         return b"".join(pieces)
 
-    def _chunk(self, stream: _Stream) -> Tuple[int, bytes]:
+    def _chunk(self, stream: _Stream) -> Tuple[int, bytes, bool]:
+        """Offset and bytes of what comes next, and whether the file has them (and all before them)."""
         end = min(stream.size, self._cap, stream.offset + CHUNK)
         if stream.handle is not None:
             data = self._read(stream, stream.offset, end)
             if data:
-                return stream.offset, data
+                return stream.offset, data, True
         if not stream.ended:
-            return stream.offset, b""
+            return stream.offset, b"", False
         start, tail = stream.spare
         begin = max(start, stream.offset)
-        return begin, tail[begin - start :][: max(0, self._cap - begin)]
+        return begin, tail[begin - start :][: max(0, self._cap - begin)], False

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import errno
 import time
 from datetime import datetime, timezone
 from typing import Any, Dict, List, Optional, Set
@@ -130,7 +133,12 @@ class Record:
                 report.wall_seconds = max(0.0, (result.end_ns - result.start_ns) / 1e9)
             report.cpu_seconds = (result.user_us + result.system_us) / 1e6
             report.max_rss_bytes = result.max_rss_bytes
-        self.journal.append("ended", executor=index, kind=kind, report=wire.encode(report))
+        try:
+            self.journal.append("ended", executor=index, kind=kind, report=wire.encode(report))
+        except OSError as exc:
+            _expect_full(exc)
+            short = dataclasses.replace(report, stdout="", stderr="")
+            self.journal.append("ended", executor=index, kind=kind, report=wire.encode(short))
         self._show_end(index, report)
 
     def never_begun(self, index: int, exit_code: int) -> None:
@@ -155,19 +163,24 @@ class Record:
         return self.journal.find("leased") is not None
 
     def published(self, outputs: List[OutputFile]) -> None:
-        """Journal what has been made visible."""
-        self.journal.append("published", outputs=wire.encode(outputs))
+        """Journal what has been made visible; without the list, where the disk has no room for it."""
+        try:
+            self.journal.append("published", outputs=wire.encode(outputs))
+        except OSError as exc:
+            _expect_full(exc)
+            self.journal.append("published", outputs=[])
+            with contextlib.suppress(OSError):
+                self.note("The disk of the agent is full: logs[].outputs may lack the list of what was stored.")
 
     def final(self, final: Final) -> Final:
         """Journal the last word, before it is said (`failed` also has to be on the disk before that)."""
-        self.journal.append(
-            "final",
-            message=final.message,
-            state=final.state,
-            cause=final.cause,
-            published=final.published,
-            outputs=wire.encode(final.outputs),
-        )
+        word: Dict[str, Any] = {"message": final.message, "state": final.state, "cause": final.cause}
+        word["published"] = final.published
+        try:
+            self.journal.append("final", **word, outputs=wire.encode(final.outputs))
+        except OSError as exc:
+            _expect_full(exc)
+            self.journal.append("final", **word, outputs=[])
         self.snapshot.step = "done"
         return final
 
@@ -210,6 +223,12 @@ class Record:
             if value is not None:
                 text = "%.3f" % value if isinstance(value, float) else str(value)
                 self.snapshot.metadata["executor.%d.%s" % (index, name)] = text
+
+
+def _expect_full(exc: OSError) -> None:
+    """Raise what is not a full disk: there a shorter entry may still have room in what the journal has set aside."""
+    if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
+        raise exc
 
 
 def _outputs(entry: Entry) -> List[OutputFile]:

@@ -46,6 +46,7 @@ class Scratch:
         self.attempts = os.path.join(self.root, "attempts")
         self.tombstones = os.path.join(self.root, "tombstones")
         self._lock: Optional[int] = None
+        self._had_space = True
         try:
             for directory in (self.root, self.attempts, self.tombstones, os.path.join(self.root, "bin")):
                 os.makedirs(directory, mode=0o700, exist_ok=True)
@@ -96,12 +97,21 @@ class Scratch:
     def _check_original(self) -> None:
         """A copy must not go on with attempts that the original carries out: they would run twice."""
         path = os.path.join(self.root, "original")
-        if not os.path.exists(path):
+        if not os.path.exists(path) or not os.path.getsize(path):  # empty: the host died before it was on the disk
             temporary = "%s.%s" % (path, secrets.token_hex(4))
-            _write(temporary, b"", 0o600)
-            with open(temporary, "w", encoding="ascii") as file:
-                file.write("%d\n" % os.fstat(file.fileno()).st_ino)
-            os.rename(temporary, path)
+            try:
+                _write(temporary, b"", 0o600)
+                with open(temporary, "w", encoding="ascii") as file:
+                    file.write("%d\n" % os.fstat(file.fileno()).st_ino)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.rename(temporary, path)
+            except OSError as exc:
+                with contextlib.suppress(OSError):
+                    os.unlink(temporary)
+                if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                return  # a full disk must not keep an agent from its attempts; the next start writes it
         with open(path, encoding="ascii") as file:
             if file.read().strip() != str(os.fstat(file.fileno()).st_ino):
                 raise ScratchError(
@@ -293,8 +303,12 @@ class Scratch:
 
     def has_space(self) -> bool:
         """Say whether the disk has room for another attempt."""
-        disk = os.statvfs(self.root)
-        return disk.f_bavail * disk.f_frsize >= min(LOW_WATER, disk.f_blocks * disk.f_frsize // 64)
+        try:
+            disk = os.statvfs(self.root)
+        except OSError:  # a disk that does not answer for a moment is no reason to end: what was known last stands
+            return self._had_space
+        self._had_space = disk.f_bavail * disk.f_frsize >= min(LOW_WATER, disk.f_blocks * disk.f_frsize // 64)
+        return self._had_space
 
 
 def _write(path: str, data: bytes, mode: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from typing import List
 
@@ -57,15 +58,15 @@ class StageOut:
             self._record.leased()
             crash.point("after-lease")
             try:
-                return self._listed(await self._stager.publish(prepared, self._reporter.lease.left))
+                return self.listed(await self._stager.publish(prepared, self._reporter.lease.left))
             except LeaseLost as exc:
                 self._log.warning("publishing goes on under another lease: %s", exc)
 
-    def _listed(self, outputs: List[OutputFile]) -> List[OutputFile]:
+    def listed(self, outputs: List[OutputFile]) -> List[OutputFile]:
         """As many as one message and one row can hold. All are stored; the rest is only not listed."""
         room = LISTED_BYTES
         for count, item in enumerate(outputs):
-            room -= len(item.url) + len(item.path) + 60
+            room -= len(json.dumps(item.url)) + len(json.dumps(item.path)) + 60
             if room < 0:
                 self._record.note("%d outputs were stored; logs[].outputs lists the first %d." % (len(outputs), count))
                 return outputs[:count]

@@ -267,8 +267,12 @@ class Step:
         """Whether exec holds the lock on its control directory, which a task cannot replace."""
         try:
             handle = os.open(step_dir(self._dir, self.index), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError:
+        except FileNotFoundError:
             return False
+        except OSError:
+            return (
+                True  # no descriptor left, a disk that does not answer: nothing is known, so nothing is taken as over
+            )
         try:
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:

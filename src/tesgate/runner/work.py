@@ -302,7 +302,7 @@ class Work:
                     self._record.note(exc.sentence)  # the command's own error stays the verdict
             self._record.published(outputs)
             crash.point("after-publish")
-        return Final("finish", state=state, outputs=outputs, published=self._record.was_leased)
+        return Final("finish", state=state, outputs=self._out.listed(outputs), published=self._record.was_leased)
 
     async def _own(self) -> None:
         """Where the agent is not root and the commands were somebody else, take their files over."""

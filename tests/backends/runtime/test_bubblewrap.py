@@ -97,7 +97,7 @@ async def test_the_agent_dies_and_the_step_runs_once(sandbox_house: House, tmp_p
     assert (await house.end(spec.name)).exit_code == 9
     assert house.out() == "x\n"
     await house.runtime.remove(spec.name)
-    assert find_by_environment(f"TESGATE_STEP={tmp_path}/bubblewrap/{spec.name}") == []
+    assert find_by_environment(f"TESGATE_STEP={tmp_path}/bubblewrap/{spec.name}", program="bwrap") == []
 
 
 async def test_a_step_that_ended_while_nobody_looked(sandbox_house: House, tmp_path: Path) -> None:

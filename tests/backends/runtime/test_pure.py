@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import stat
+import subprocess
 import tarfile
 from pathlib import Path
 
@@ -17,6 +19,9 @@ from tesgate.runner.runtime.cgroup import Cgroups
 from tesgate.runner.runtime.containers import ContainerSettings, container_body
 from tesgate.runner.runtime.facts import engine_facts
 from tesgate.runner.runtime.processes import Process
+from tesgate.runner.runtime.sandbox import SandboxSettings, sandbox_arguments
+from tesgate.runner.runtime.stepdir import StepDirectory
+from tesgate.runner.runtime.steps import Steps
 
 
 def member(
@@ -204,3 +209,45 @@ def test_a_process_is_known_by_its_start() -> None:
     assert own.alive()
     assert not Process(own.pid, own.ticks + 1).alive()
     Process(own.pid, own.ticks + 1).send(9)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "/", "/etc", "x/", ".x", "x\n", "a\0b"])
+def test_a_step_directory_is_never_elsewhere(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match="cannot be the name of a step"):
+        StepDirectory(str(tmp_path), name)
+
+
+def test_what_processes_claim_to_be_is_no_path(tmp_path: Path) -> None:
+    """A task can start processes with any environment: none of it may become a directory that is removed."""
+    state = tmp_path / "bubblewrap"
+    bwrap = tmp_path / "bwrap"
+    shutil.copy(shutil.which("sleep") or "/bin/sleep", bwrap)
+    steps = Steps(
+        state=str(state),
+        program=str(bwrap),
+        disable_userns=False,
+        cgroups=Cgroups(),
+        settings=SandboxSettings(),
+    )
+    (state / "tg-x-t0-1-0").mkdir()
+    (state / ".other").mkdir()
+    claims = ["..", ".", "", "../..", "tg-x", "tg-x-t1-1-0/..", "a/tg-x-t1-1-0", "tg-x-t1-1-0", "tg-x-t2-1-0\n"]
+    running = [subprocess.Popen([bwrap, "60"], env={"TESGATE_STEP": f"{state}/{claim}"}) for claim in claims]
+    running.append(subprocess.Popen(["sleep", "60"], env={**os.environ, "TESGATE_STEP": f"{state}/tg-x-t3-1-0"}))
+    try:
+        assert steps.names() == ["tg-x-t0-1-0", "tg-x-t1-1-0"]
+        steps.remove("tg-x-t1-1-0")
+        assert running[claims.index("tg-x-t1-1-0")].wait(10) == -9
+        assert running[-1].poll() is None
+        assert steps.names() == ["tg-x-t0-1-0"]
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+
+
+def test_a_task_cannot_set_the_variable_by_which_its_sandbox_is_found(tmp_path: Path) -> None:
+    spec = spec_of(env={"TESGATE_STEP": "/state/.."})
+    found = sandbox_arguments(spec, SandboxSettings(), network=False, etc=str(tmp_path), disable_userns=False)
+    last = max(at for at, word in enumerate(found) if word == "TESGATE_STEP")
+    assert found[last - 1] == "--unsetenv"

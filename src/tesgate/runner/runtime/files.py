@@ -35,7 +35,7 @@ class ContainerFiles:
         patterns = [item.path for item in items if item.pattern]
         if patterns:
             changes = await self._engine.call(self._changes, name)
-            paths += _matching(patterns, changes, notes)
+            paths += await self._engine.call(_matching, patterns, changes, notes)
         paths += [item.path for item in items if not item.pattern]
         for path in dict.fromkeys(paths):
             notes += await self._engine.call_stream(_bound(self._fetch, name, path, root), timeout=_IDLE)

@@ -12,6 +12,7 @@ from typing import List, Optional, Set
 __all__ = ["Process", "boot_id", "children_of", "find_by_environment", "start_ticks", "values_in_environments"]
 
 _POLL = 0.05
+_DELETED = " (deleted)"
 
 
 def boot_id() -> str:
@@ -32,8 +33,15 @@ def start_ticks(pid: int) -> Optional[int]:
     return None if fields[0] in (b"Z", b"X") else int(fields[19])
 
 
-def find_by_environment(entry: str) -> List[int]:
-    """Pids of our user's living processes that were started with ``entry`` (``KEY=value``) in their environment."""
+def _runs(pid: str, program: str) -> bool:
+    """A process executes `program`, by the file's name: an upgrade may have put another file in its place."""
+    exe = os.readlink("/proc/%s/exe" % pid)
+    exe = exe[: -len(_DELETED)] if exe.endswith(_DELETED) else exe
+    return os.path.basename(exe) == os.path.basename(os.path.realpath(program))
+
+
+def find_by_environment(entry: str, *, program: str) -> List[int]:
+    """Pids of our user's living processes of `program` that were started with ``entry`` (``KEY=value``)."""
     wanted = os.fsencode(entry)
     found: List[int] = []
     for name in os.listdir("/proc"):
@@ -41,25 +49,26 @@ def find_by_environment(entry: str) -> List[int]:
             continue
         try:
             with open("/proc/%s/environ" % name, "rb") as stream:
-                if wanted in stream.read().split(b"\0"):
+                if wanted in stream.read().split(b"\0") and _runs(name, program):
                     found.append(int(name))
         except OSError:
             continue  # another user's, or gone
     return found
 
 
-def values_in_environments(key: str) -> Set[str]:
-    """What the variable `key` is set to in our user's living processes, as they were started."""
+def values_in_environments(key: str, *, program: str) -> Set[str]:
+    """What the variable `key` is set to in our user's living processes of `program`, as they were started."""
     start = os.fsencode(key + "=")
     found: Set[str] = set()
     for name in os.listdir("/proc"):
         if name.isdigit():
             try:
                 with open("/proc/%s/environ" % name, "rb") as stream:
-                    entries = stream.read().split(b"\0")
+                    values = [entry for entry in stream.read().split(b"\0") if entry.startswith(start)]
+                if values and _runs(name, program):
+                    found.update(os.fsdecode(entry[len(start) :]) for entry in values)
             except OSError:
                 continue  # another user's, or gone
-            found.update(os.fsdecode(entry[len(start) :]) for entry in entries if entry.startswith(start))
     return found
 
 

@@ -97,9 +97,10 @@ def sandbox_arguments(
         arguments.append("--disable-userns")
     if not network:
         arguments.append("--unshare-net")
-    arguments += ["--new-session", "--cap-drop", "ALL", "--unsetenv", STEP_VARIABLE]
+    arguments += ["--new-session", "--cap-drop", "ALL"]
     for key, value in {"PATH": DEFAULT_PATH, "HOME": "/tmp", **spec.env}.items():
         arguments += ["--setenv", key, value]
+    arguments += ["--unsetenv", STEP_VARIABLE]  # last: the task cannot set it either
     arguments += ["--bind", spec.root, "/"]
     for path in _system_paths(settings):
         arguments += ["--ro-bind", os.path.realpath(path), path]

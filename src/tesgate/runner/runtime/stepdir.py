@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import dataclass
 from typing import Dict, Optional, Tuple
 
 from .processes import Process, boot_id
 
-__all__ = ["Record", "StepDirectory"]
+__all__ = ["STEP_NAME", "Record", "StepDirectory"]
+
+STEP_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{1,200}")
+"""What `check_spec` takes: below a directory it names an entry of that directory and nothing else."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,9 @@ class StepDirectory:
     """
 
     def __init__(self, state: str, name: str) -> None:
+        """Raises ValueError for what is no name: the directory is removed one day, with all below it."""
+        if not STEP_NAME.fullmatch(name):
+            raise ValueError("%r cannot be the name of a step" % name)
         self.path = os.path.join(state, name)
 
     def exists(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -24,7 +25,7 @@ from .sandbox import (
     sandbox_arguments,
     uses_network,
 )
-from .stepdir import StepDirectory
+from .stepdir import STEP_NAME, StepDirectory
 
 __all__ = ["Steps"]
 
@@ -33,6 +34,8 @@ _SETUP = 20.0
 _DYING = 30.0
 _LATE = 2.0
 """Seconds that our KILL waits longer than exec's own, so that exec can still write the result."""
+_RUNNING = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,200}-[0-9]{1,9}")
+"""An external name and the index of an executor."""
 
 
 class Steps:
@@ -109,9 +112,13 @@ class Steps:
             self._locks.pop(name, None)
 
     def names(self) -> List[str]:
-        """Of all steps that are not removed, and of those that still run although somebody wiped their directory."""
-        running = {os.path.split(path) for path in values_in_environments(STEP_VARIABLE)}
-        return sorted({*os.listdir(self._state), *(name for state, name in running if state == self._state)})
+        """Of all steps that are not removed, and of those that still run although somebody wiped their directory.
+
+        Any process of our user can have the variable, a task's too: what it says is no more than a claim.
+        """
+        there = {name for name in os.listdir(self._state) if STEP_NAME.fullmatch(name)}
+        running = {os.path.split(path) for path in values_in_environments(STEP_VARIABLE, program=self._program)}
+        return sorted(there | {name for state, name in running if state == self._state and _RUNNING.fullmatch(name)})
 
     def living(self, name: str) -> Optional[Process]:
         """The process whose end is the step's end: bwrap, which writes the exit code, else the step itself."""
@@ -222,7 +229,7 @@ class Steps:
         elif record is None:
             # Who died between fork and record left a bwrap (and perhaps its child) that waits at the gate; who wiped
             # the directory left one that runs. The child has lost the variable: it is known by its parent.
-            pids = find_by_environment("%s=%s" % (STEP_VARIABLE, there.path))
+            pids = find_by_environment("%s=%s" % (STEP_VARIABLE, there.path), program=self._program)
             pids += [child for pid in pids for child in children_of(pid)]
             doomed = [process for process in map(Process.of, pids) if process is not None]
         for process in doomed:

@@ -30,7 +30,7 @@ MAX_BRACKET = 256
 """Characters of one bracket expression; a longer one is plain text."""
 MAX_WILDCARDS = 256
 """Of one alternative."""
-_KNOWN = 20_000
+_KNOWN = 1_000
 """Steps of a matcher that are remembered."""
 _CLASSES = {
     "alnum": "a-zA-Z0-9",
