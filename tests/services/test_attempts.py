@@ -253,7 +253,7 @@ async def test_a_row_that_cannot_be_planned_ends_and_stops_nobody_else(room: Roo
     bad, good = await room.rows.submit(), await room.rows.submit()
     room.broken_plans.add(bad)
     assert len(await room.rows.dispatch()) == 2
-    assert [plan.task for plan in (await room.poll()).start] == [good]
+    assert [plan.task for plan in (await room.poll(wait=10)).start] == [good]
     assert await room.state(bad) == "SYSTEM_ERROR"
     (attempt,) = (await room.rows.tasks.get_task(ALICE, bad, full=True)).attempts
     assert "cannot be planned" in attempt.system_logs[0]
