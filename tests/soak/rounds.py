@@ -158,7 +158,12 @@ class OwnDockerd:
         command += [f"--pidfile={self.directory}/pid", "--bridge=none", "--iptables=false"]
         with (self.directory / "log").open("ab") as log:
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        wait_for("our dockerd to answer", lambda: answers(self.socket), 90)
+        try:
+            # After a kill it first ends what its containerd still runs, one shim after the other.
+            wait_for("our dockerd to answer", lambda: answers(self.socket), 240)
+        except AssertionError:
+            print((self.directory / "log").read_text(errors="replace")[-4000:])  # noqa: T201
+            raise
 
     def kill_and_start(self, rng: random.Random) -> None:
         assert self.process is not None
