@@ -24,6 +24,7 @@ T = TypeVar("T")
 _numbers = itertools.count(1)
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what needs a bed, so that ``make check`` can leave it out, and what must run in one process.
 

@@ -8,6 +8,7 @@ import shutil
 import stat
 import subprocess
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -235,6 +236,9 @@ def test_what_processes_claim_to_be_is_no_path(tmp_path: Path) -> None:
     running = [subprocess.Popen([bwrap, "60"], env={"TESGATE_STEP": f"{state}/{claim}"}) for claim in claims]
     running.append(subprocess.Popen(["sleep", "60"], env={**os.environ, "TESGATE_STEP": f"{state}/tg-x-t3-1-0"}))
     try:
+        # Popen returns when exec has closed its files, a moment before the kernel shows the new environment.
+        while not all(Path(f"/proc/{one.pid}/environ").read_bytes() for one in running):
+            time.sleep(0.01)
         assert steps.names() == ["tg-x-t0-1-0", "tg-x-t1-1-0"]
         steps.remove("tg-x-t1-1-0")
         assert running[claims.index("tg-x-t1-1-0")].wait(10) == -9
