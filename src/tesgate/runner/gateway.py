@@ -18,6 +18,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError, ProtocolError
 
 from . import wire
+from .access import AccessAnswer, AccessRequest
 from .plan import Plan
 from .report import AgentFacts, Answer, AttemptRef, PollAnswer, PollRequest, Registered, Report
 
@@ -144,6 +145,12 @@ class GatewayClient:
         path = "/attempts/%s/%d/logs/%d/%s?offset=%d" % (quote(ref.task, safe=""), ref.attempt, step, stream, offset)
         call = functools.partial(self._exchange, "PUT", path, data, token, _READ, "application/octet-stream")
         return _decoded(Answer, await self._run(call, self._logs))
+
+    def access(self, ref: AttemptRef, token: str, request: AccessRequest) -> AccessAnswer:
+        """Ask about storage; blocking, for threads of transfers. Raises `GatewayFault`."""
+        path = "/attempts/%s/%d/access" % (quote(ref.task, safe=""), ref.attempt)
+        body = _body(wire.encode(request))
+        return _decoded(AccessAnswer, self._exchange("POST", path, body, token, _READ, "application/json"))
 
     async def pause(self, seconds: float) -> None:
         """Sleep before another try; ends early when the gateway was away and answers somebody again."""

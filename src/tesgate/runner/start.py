@@ -19,6 +19,7 @@ from .runtime.base import Runtime, RuntimeFault
 from .scratch import Scratch, ScratchError, ScratchLocked
 from .settings import AgentSettings
 from .step import user_of
+from .storages import storages_of
 from .transfer.copying import process_umask
 from .transfer.stage import Stager
 from .watch import Watch
@@ -56,7 +57,7 @@ async def run_agent(settings: AgentSettings) -> int:
             runtime=runtime,
             watch=watch,
             exec_path=exec_path,
-            stager=_Stagers(settings),
+            stager=_Stagers(settings, client),
             host=settings.host,
             removals=anyio.CapacityLimiter(2),
         )
@@ -93,8 +94,9 @@ async def _choose(settings: AgentSettings, scratch: Scratch, exec_path: str) -> 
 class _Stagers:
     """Makes the stager of each attempt."""
 
-    def __init__(self, settings: AgentSettings) -> None:
+    def __init__(self, settings: AgentSettings, client: GatewayClient) -> None:
         self._settings = settings
+        self._client = client
         self._umask = process_umask()
 
     def __call__(self, plan: Plan) -> Stager:
@@ -109,6 +111,7 @@ class _Stagers:
             concurrency=self._settings.concurrency,
             owner=owner,
             umask=self._umask,
+            storages=storages_of(plan, self._client),
         )
 
 

@@ -4,40 +4,30 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass
-from typing import Dict, List, Optional
+from typing import Callable, Dict, List, Optional
 
 from ..plan import Output
+from .base import Entry, Sink
 from .faults import PathRefused, StagingError, os_fault
 from .globs import base_of, expand, has_braces, has_wildcards, unescape
 from .threads import Stop
-from .urls import join, local_path, printable, unsupported_output
+from .urls import is_local, join, printable
 from .view import Missing, Node, View
 
-__all__ = ["Entry", "Expansion"]
+__all__ = ["Expansion"]
 
 MAX_ENTRIES = 2_000_000
 MOST_NOTES = 20
 """Lines about one output."""
 
 
-@dataclass
-class Entry:
-    """One file to store, or one directory to make."""
-
-    node: Node
-    path: str
-    """The container path, as declared and below."""
-    url: str
-    target: str
-    """The absolute path on this host that `url` means."""
-
-
 class Expansion:
     """Expands outputs one by one; a target that was already taken is not taken twice."""
 
-    def __init__(self, view: View, stop: Stop) -> None:
+    def __init__(self, view: View, sink_for: Callable[[Output], Sink], stop: Stop) -> None:
+        """`sink_for` raises `StagingError` where an output's URL is of no kind that can be stored to."""
         self._view = view
+        self._sink_for = sink_for
         self._stop = stop
         self._taken: Dict[str, Entry] = {}
         self._seen_faults: Dict[str, None] = {}
@@ -49,11 +39,9 @@ class Expansion:
     def add(self, output: Output) -> None:
         """Expand one declared output. Raises `StagingError` where it cannot be stored at all."""
         self._stop.check()
-        why = unsupported_output(output.url)
-        if why is not None:
-            raise StagingError("output %s cannot be stored: %s" % (printable(output.path), why))
+        self._sink = self._sink_for(output)
         try:
-            target = local_path(output.url)
+            target = self._sink.target(output)
         except PathRefused as error:
             raise StagingError("output %s: its url %s." % (printable(output.path), error.why)) from None
         self._listed = self._unlisted = 0
@@ -167,8 +155,8 @@ class Expansion:
                 why = node.fault or "is neither a file nor a directory"
                 self._note("output %s %s; it was not stored." % (printable(shown), why))
             return
-        entry = Entry(node, shown, url, target)
-        key = os.path.normpath(target)
+        entry = Entry(node, shown, url, target, self._sink)
+        key = os.path.normpath(target) if is_local(url) else target
         before = self._taken.setdefault(key, entry)
         if before is not entry and (before.node.path == node.path or not (node.is_dir and before.node.is_dir)):
             if before.node.path != node.path:

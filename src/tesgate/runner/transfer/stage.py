@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Callable, Dict, List, Optional, Sequence, Tuple, TypeVar, Union
 
@@ -10,23 +11,49 @@ import anyio
 
 from ..plan import Input, Mount, Output, UrlPolicy
 from ..report import OutputFile, Root
+from .base import Item, Sink, Source, Staging, Storage
 from .connect import HttpSettings
 from .copying import Copier, process_umask
 from .faults import LeaseLost, PathRefused, StagingError, os_fault
-from .http import Downloader
-from .local import Listing, LocalFile, LocalInputs, together
+from .local import LocalFile, together
 from .outputs import Expansion
 from .paths import Roots
 from .policy import AddressPolicy
+from .roots import LocalSource, LocalStorage
 from .scratch import Scratch
-from .storing import Prepared, Storing
 from .threads import Stop, run_all, run_one
-from .urls import is_local, is_web, local_path, printable, redact, unsupported, unsupported_output
+from .urls import printable, scheme, unsupported
 from .view import View, host_path
+from .web import WebStorage
 
 __all__ = ["HttpSettings", "LeaseLost", "Prepared", "Stager", "StagingError", "host_path", "unsupported"]
 
 T = TypeVar("T")
+
+
+@dataclass
+class Prepared:
+    """Outputs whose bytes are stored but not visible; `Stager.publish` makes them so."""
+
+    view: View
+    notes: List[str] = field(default_factory=list)
+    directories: List[Item] = field(default_factory=list)
+    items: List[Item] = field(default_factory=list)
+
+    @property
+    def temporaries(self) -> List[str]:
+        """Names of what is removed again if nothing is published, for the journal."""
+        return [trace for item in self.items if (trace := item.trace) is not None]
+
+    @property
+    def files(self) -> List[OutputFile]:
+        """What the task's ``logs[].outputs`` will list."""
+        return [OutputFile(printable(i.entry.url), printable(i.entry.path), i.size) for i in self.items]
+
+    @property
+    def empty(self) -> bool:
+        """Nothing is to be published: no lease is needed."""
+        return not self.items and not self.directories
 
 
 class Stager:
@@ -36,6 +63,7 @@ class Stager:
     `link_outputs`: an output may leave the scratch by a hard link; False where a process may outlive its executor.
     `durable`: outputs are flushed to disk before they are published (costs a flush a file).
     `umask`: that of this process, where the caller knows it already.
+    `storages`: kinds of storage besides the agent's roots and the web; they win over these.
     """
 
     def __init__(
@@ -49,20 +77,21 @@ class Stager:
         link_outputs: bool = True,
         durable: bool = True,
         umask: Optional[int] = None,
+        storages: Sequence[Storage] = (),
     ) -> None:
-        self._roots = Roots(roots)
-        self._policy = AddressPolicy(policy)
         self._concurrency = concurrency
         self._owner = owner
-        self._http = http if http is not None else HttpSettings()
-        self._copier = Copier()
-        self._storing = Storing(
-            roots=self._roots,
-            copier=self._copier,
+        local = LocalStorage(
+            roots=Roots(roots),
+            copier=Copier(),
             umask=process_umask() if umask is None else umask,
             link=link_outputs,
             durable=durable,
         )
+        web = WebStorage(policy=AddressPolicy(policy), settings=http if http is not None else HttpSettings())
+        everything: Sequence[Storage] = (local, web, *storages)
+        self._storages: Dict[str, Storage] = {name: storage for storage in everything for name in storage.schemes}
+        self._sinks: Dict[int, Sink] = {}
 
     def check(self, inputs: Sequence[Input], outputs: Sequence[Output]) -> None:
         """Refuse, before anything runs, what can never be staged: schemes, paths outside the roots. No I/O.
@@ -71,34 +100,36 @@ class Stager:
         """
         for item in inputs:
             if item.content is None:
-                self._check_input(item)
+                self._source_of(item).check_input(item)
         for output in outputs:
-            why = unsupported_output(output.url)
-            if why is None:
-                try:
-                    root, _ = self._roots.belongs(local_path(output.url))
-                    why = None if root.writable else "it lies in the root %s, which is read-only." % root.path
-                except PathRefused as error:
-                    why = "its url %s." % error.why
-            if why is not None:
-                raise StagingError("output %s cannot be stored: %s" % (printable(output.path), why))
+            self._storage_for(output).check_output(output)
 
-    def _check_input(self, item: Input) -> None:
+    def _source_of(self, item: Input) -> Storage:
         if not item.url:
             raise StagingError("input %s has neither url nor content; give one of them." % printable(item.path))
-        why = unsupported(item.url)
+        why = unsupported(item.url, self._storages)
         if why is not None:
             raise StagingError("input %s cannot be staged: %s" % (printable(item.path), why))
-        if is_web(item.url) and item.type == "DIRECTORY":
-            raise StagingError(
-                "input %s is a DIRECTORY, which http(s) does not have; list its files as inputs of their own."
-                % redact(item.url)
-            )
-        if is_local(item.url):
-            try:
-                self._roots.belongs(local_path(item.url))
-            except PathRefused as error:
-                raise StagingError("input %s %s." % (redact(item.url), error.why)) from None
+        return self._storages[scheme(item.url) or ""]
+
+    def _storage_for(self, output: Output) -> Storage:
+        why = unsupported(output.url, self._storages)
+        if why is not None:
+            raise StagingError("output %s cannot be stored: %s" % (printable(output.path), why))
+        return self._storages[scheme(output.url) or ""]
+
+    def _sink_for(self, output: Output) -> Sink:
+        storage = self._storage_for(output)
+        storage.check_output(output)
+        sink = self._sink_of(storage)
+        if sink is None:
+            raise StagingError("output %s cannot be stored: nothing can be stored there." % printable(output.path))
+        return sink
+
+    def _sink_of(self, storage: Storage) -> Optional[Sink]:
+        if id(storage) not in self._sinks and (sink := storage.sink()) is not None:
+            self._sinks[id(storage)] = sink
+        return self._sinks.get(id(storage))
 
     async def stage_in(self, inputs: Sequence[Input], attempt_dir: str) -> List[str]:
         """Stage every input at its place below the attempt's directory; returns notes for ``system_logs``.
@@ -107,12 +138,7 @@ class Stager:
         """
         self.check(inputs, [])
         step = _StageIn(
-            scratch=Scratch(attempt_dir, self._owner),
-            roots=self._roots,
-            copier=self._copier,
-            policy=self._policy,
-            http=self._http,
-            concurrency=self._concurrency,
+            scratch=Scratch(attempt_dir, self._owner), source_of=self._source_of, concurrency=self._concurrency
         )
         try:
             return await step.run(inputs)
@@ -130,25 +156,30 @@ class Stager:
     ) -> Prepared:
         """Store the bytes of all outputs under temporary names (with `tag` in them, the attempt's external name).
 
-        `journal` gets these names (absolute paths) in a thread before the first byte is written, so that a later run
-        can `discard` them. On an error or a cancel they are removed here. Raises `StagingError`.
+        `journal` gets these names in a thread before the first byte is written, so that a later run can `discard`
+        them. On an error or a cancel they are removed here. Raises `StagingError`.
         """
         view = View(attempt_dir=attempt_dir, mounts=mounts)
-        prepared = Prepared()
+        prepared = Prepared(view)
 
         def expand(stop: Stop) -> None:
-            found = Expansion(view, stop)
+            found = Expansion(view, self._sink_for, stop)
             for output in outputs:
                 found.add(output)
             prepared.notes.extend(found.notes)
-            self._storing.place(found.files, found.directories, tag, prepared)
-            if journal is not None and prepared.items:
+            for entry in found.directories:
+                directory = entry.sink.place_directory(entry)
+                if directory is not None:
+                    prepared.directories.append(directory)
+            for number, entry in enumerate(found.files):
+                prepared.items.append(entry.sink.place(entry, tag, number))
+            if journal is not None and prepared.temporaries:
                 journal(prepared.temporaries)
 
         await run_one(expand)
         try:
             await run_all(
-                [partial(self._storing.put, item, view) for item in prepared.items], concurrency=self._concurrency
+                [partial(item.entry.sink.put, item, view) for item in prepared.items], concurrency=self._concurrency
             )
         except BaseException:
             with anyio.CancelScope(shield=True):
@@ -157,49 +188,58 @@ class Stager:
         return prepared
 
     async def publish(self, prepared: Prepared, lease: Callable[[], float]) -> List[OutputFile]:
-        """Rename everything to its name; `lease` says (in a thread) how many seconds of the publish lease are left.
+        """Make everything visible; `lease` says (in a thread) how many seconds of the publish lease are left.
 
         Raises `LeaseLost` before touching anything that it does not cover, and `StagingError`.
         """
-        return await run_one(partial(self._storing.publish, prepared, lease))
+
+        def all_sinks(stop: Stop) -> List[OutputFile]:
+            sinks = {id(item.entry.sink): item.entry.sink for item in (*prepared.directories, *prepared.items)}
+            for sink in sinks.values():
+                directories, items = (
+                    [item for item in some if item.entry.sink is sink]
+                    for some in (prepared.directories, prepared.items)
+                )
+                sink.publish(directories, items, prepared.view, lease, stop)
+            return prepared.files
+
+        return await run_one(all_sinks)
 
     async def discard(self, prepared: Union[Prepared, Sequence[str]]) -> None:
-        """Remove the temporary files of what was not published, given as such or as the journalled names."""
+        """Remove what was not published, given as such or as the journalled names."""
         names = prepared.temporaries if isinstance(prepared, Prepared) else list(prepared)
-        await run_one(lambda stop: self._storing.discard(names))
+        if not names:
+            return
+
+        def all_sinks(stop: Stop) -> None:
+            for storage in {id(storage): storage for storage in self._storages.values()}.values():
+                if (sink := self._sink_of(storage)) is not None:
+                    sink.discard(names)
+
+        await run_one(all_sinks)
 
 
 class _StageIn:
     """One run of stage-in."""
 
-    def __init__(
-        self,
-        *,
-        scratch: Scratch,
-        roots: Roots,
-        copier: Copier,
-        policy: AddressPolicy,
-        http: HttpSettings,
-        concurrency: int,
-    ) -> None:
+    def __init__(self, *, scratch: Scratch, source_of: Callable[[Input], Storage], concurrency: int) -> None:
         self._scratch = scratch
-        self._local = LocalInputs(roots=roots, scratch=scratch, copier=copier)
-        self._policy = policy
-        self._http = http
+        self._source_of = source_of
         self._concurrency = concurrency
         self._stop = Stop()
-        self._downloader: Optional[Downloader] = None
+        self._sources: Dict[int, Source] = {}
 
     def close(self) -> None:
-        if self._downloader is not None:
-            self._downloader.close()
+        for source in self._sources.values():
+            source.close()
 
     async def run(self, inputs: Sequence[Input]) -> List[str]:
         places = self._places(inputs)
-        if any(item.content is None and item.url and is_web(item.url) for item in inputs):
-            self._downloader = Downloader(policy=self._policy, settings=self._http, stop=self._stop)
-        listings = await self._run([partial(self._list, item, places[index]) for index, item in enumerate(inputs)])
-        notes = [note for listing in listings for note in listing.notes]
+        sources = [None if item.content is not None else self._source(item) for item in inputs]
+        stagings = await self._run(
+            [partial(self._look, item, source, place) for item, source, place in zip(inputs, sources, places)]
+        )
+        notes = [note for staging in stagings for note in staging.notes]
         # A file inside a directory that another input makes comes after it, so that it wins.
         levels: Dict[int, List[int]] = {}
         for index, place in enumerate(places):
@@ -208,18 +248,27 @@ class _StageIn:
         for level in sorted(levels):
             calls: List[Callable[[Stop], List[str]]] = []
             single: List[LocalFile] = []
+            local: Optional[LocalSource] = None
             for index in levels[level]:
-                if listings[index].files and not listings[index].directories:
-                    single.extend(listings[index].files)
-                else:
-                    calls.extend(self._calls(inputs[index], places[index], listings[index]))
-            calls.extend(partial(self._stage_files, files) for files in together(single))
+                calls.extend(stagings[index].calls)
+                source = sources[index]
+                if isinstance(source, LocalSource):
+                    local = source
+                    single.extend(stagings[index].files)
+            if local is not None:
+                calls.extend(partial(local.stage_files, files) for files in together(single))
             for found in await self._run(calls):
                 notes.extend(found)
         return [printable(note) for note in notes]
 
     async def _run(self, calls: List[Callable[[Stop], T]]) -> List[T]:
         return await run_all(calls, concurrency=self._concurrency, stop=self._stop)
+
+    def _source(self, item: Input) -> Source:
+        storage = self._source_of(item)
+        if id(storage) not in self._sources:
+            self._sources[id(storage)] = storage.source(self._scratch, self._stop)
+        return self._sources[id(storage)]
 
     def _places(self, inputs: Sequence[Input]) -> List[List[str]]:
         places: List[List[str]] = []
@@ -233,34 +282,10 @@ class _StageIn:
             places.append(place)
         return places
 
-    def _list(self, item: Input, place: List[str], stop: Stop) -> Listing:
-        if item.content is not None or not item.url or not is_local(item.url):
-            return Listing()
-        return self._local.list(
-            local_path(item.url), place, kind=item.type, shown=redact(item.url), private=item.writable, stop=stop
-        )
-
-    def _calls(self, item: Input, place: List[str], listing: Listing) -> List[Callable[[Stop], List[str]]]:
-        if item.content is not None:
-            return [partial(self._write_content, item, item.content, place)]
-        if item.url and is_web(item.url):
-            return [partial(self._download, item, item.url, place)]
-        calls: List[Callable[[Stop], List[str]]] = []
-
-        def directories(stop: Stop) -> List[str]:
-            for directory in listing.directories:
-                stop.check()
-                self._local.make_directory(directory, item.url or item.path)
-            return []
-
-        if listing.directories:
-            calls.append(directories)
-        calls.extend(partial(self._stage_files, files) for files in together(listing.files))
-        return calls
-
-    def _stage_files(self, files: List[LocalFile], stop: Stop) -> List[str]:
-        self._local.stage_all(files, stop)
-        return []
+    def _look(self, item: Input, source: Optional[Source], place: List[str], stop: Stop) -> Staging:
+        if source is None:
+            return Staging(calls=[partial(self._write_content, item, item.content or "", place)])
+        return source.look(item, place, stop)
 
     def _write_content(self, item: Input, content: str, place: List[str], stop: Stop) -> List[str]:
         shown = printable(item.path)
@@ -277,16 +302,6 @@ class _StageIn:
         except OSError as error:
             raise os_fault(error, "input %s could not be written" % shown) from error
         return []
-
-    def _download(self, item: Input, url: str, place: List[str], stop: Stop) -> List[str]:
-        assert self._downloader is not None
-        try:
-            with self._scratch.new_file(place, _mode(item)) as target:
-                return self._downloader.download(url, target)[1]
-        except PathRefused as error:
-            raise StagingError("input %s %s." % (redact(url), error.why)) from None
-        except OSError as error:
-            raise os_fault(error, "input %s could not be written" % redact(url)) from error
 
 
 def _mode(item: Input) -> int:

@@ -6,64 +6,42 @@ import contextlib
 import errno
 import os
 import stat
-from dataclasses import dataclass, field
-from typing import Callable, List, Sequence, Set, Tuple
+from dataclasses import dataclass
+from typing import Callable, List, Optional, Sequence, Set, Tuple
 
-from ..report import OutputFile
+from ..plan import Output
+from .base import Entry, Item
 from .copying import Changed, Copier, copied_mode
 from .faults import LeaseLost, PathRefused, StagingError, os_fault
-from .outputs import Entry
 from .paths import RootDir, Roots, is_temporary, open_dir, temporary_name
 from .threads import Stop, retrying
-from .urls import printable
+from .urls import local_path, printable
 from .view import View
 
-__all__ = ["Prepared", "Storing"]
+__all__ = ["Storing"]
 
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @dataclass
-class _Item:
+class LocalItem(Item):
     """One file (or, without `temporary`, one directory) and the deepest directory of its target that exists."""
 
-    entry: Entry
     root: RootDir
     parts: List[str]
     """Of that directory, below `root`, free of links. The temporary file lies here, so that nothing is left behind."""
     missing: List[str]
     """What is missing below it; for a file the last one is its name, be it missing or not."""
     temporary: str = ""
-    size: int = 0
-    done: bool = False
-
-
-@dataclass
-class Prepared:
-    """Outputs whose bytes are stored under temporary names; `publish` makes them visible."""
-
-    notes: List[str] = field(default_factory=list)
-    directories: List[_Item] = field(default_factory=list)
-    items: List[_Item] = field(default_factory=list)
 
     @property
-    def temporaries(self) -> List[str]:
-        """Absolute host paths of the temporary files, for the journal."""
-        return ["/".join([item.root.real.rstrip("/"), *item.parts, item.temporary]) for item in self.items]
-
-    @property
-    def files(self) -> List[OutputFile]:
-        """What the task's ``logs[].outputs`` will list."""
-        return [OutputFile(printable(i.entry.url), printable(i.entry.path), i.size) for i in self.items]
-
-    @property
-    def empty(self) -> bool:
-        """Nothing is to be published: no lease is needed."""
-        return not self.items and not self.directories
+    def trace(self) -> Optional[str]:
+        """The absolute path of the temporary file on this host."""
+        return "/".join([self.root.real.rstrip("/"), *self.parts, self.temporary]) if self.temporary else None
 
 
 class Storing:
-    """Blocking; each method runs in a thread."""
+    """The sink of the agent's roots."""
 
     def __init__(self, *, roots: Roots, copier: Copier, umask: int, link: bool, durable: bool) -> None:
         self._roots = roots
@@ -72,28 +50,33 @@ class Storing:
         self._link = link
         self._durable = durable
 
-    def place(self, files: Sequence[Entry], directories: Sequence[Entry], tag: str, prepared: Prepared) -> None:
-        """Find where everything goes. Raises `StagingError`; nothing is written yet."""
-        for entry in directories:
-            prepared.directories.append(self._place(entry, directory=True))
-        for number, entry in enumerate(files):
-            item = self._place(entry, directory=False)
-            item.temporary = temporary_name(tag, number)
-            prepared.items.append(item)
+    def target(self, output: Output) -> str:
+        """An absolute path on this host."""
+        return local_path(output.url)
 
-    def _place(self, entry: Entry, *, directory: bool) -> _Item:
+    def place_directory(self, entry: Entry) -> LocalItem:
+        """Find where it goes. Raises `StagingError`."""
+        return self._place(entry, directory=True)
+
+    def place(self, entry: Entry, tag: str, number: int) -> LocalItem:
+        """Find where it goes. Raises `StagingError`; nothing is written yet."""
+        item = self._place(entry, directory=False)
+        item.temporary = temporary_name(tag, number)
+        return item
+
+    def _place(self, entry: Entry, *, directory: bool) -> LocalItem:
         # A directory is found through a name in it, so that a link to a directory is followed.
         path = entry.target + "/.tesgate" if directory else entry.target
         try:
             with self._roots.find(path, write=True) as found:
                 if found.info is None:
                     missing = found.missing[:-1] if directory else found.missing
-                    return _Item(entry, found.root, found.parts, missing)
+                    return LocalItem(entry, found.root, found.parts, missing)
                 if directory:
-                    return _Item(entry, found.root, found.parts[:-1], [])
+                    return LocalItem(entry, found.root, found.parts[:-1], [])
                 if stat.S_ISDIR(found.info.st_mode):
                     raise PathRefused("is a directory, and a file is to be stored there; remove it or change the url")
-                return _Item(entry, found.root, found.parts[:-1], [found.parts[-1]])
+                return LocalItem(entry, found.root, found.parts[:-1], [found.parts[-1]])
         except PathRefused as error:
             raise _refused(entry, error.why) from None
         except NotADirectoryError:
@@ -101,8 +84,9 @@ class Storing:
         except OSError as error:
             raise os_fault(error, "output %s could not be stored" % printable(entry.path)) from error
 
-    def put(self, item: _Item, view: View, stop: Stop) -> None:
+    def put(self, item: Item, view: View, stop: Stop) -> None:
         """Bring one file's bytes to its temporary name. Raises `StagingError`, `Stopped`."""
+        assert isinstance(item, LocalItem)
         shown = printable(item.entry.path)
         try:
             item.size = retrying(lambda: self._put(item, view, stop), stop)
@@ -115,7 +99,7 @@ class Storing:
         except OSError as error:
             raise os_fault(error, "output %s could not be stored" % shown) from error
 
-    def _put(self, item: _Item, view: View, stop: Stop) -> int:
+    def _put(self, item: LocalItem, view: View, stop: Stop) -> int:
         with view.opened(item.entry.node) as (parent, name, source):
             target_dir = _open(item.root, item.parts)
             try:
@@ -169,25 +153,28 @@ class Storing:
         _unlink(temporary, target_dir)
         return False
 
-    def publish(self, prepared: Prepared, lease: Callable[[], float], stop: Stop) -> List[OutputFile]:
+    def publish(
+        self, directories: Sequence[Item], items: Sequence[Item], view: View, lease: Callable[[], float], stop: Stop
+    ) -> None:
         """Make everything visible. Raises `LeaseLost` before the first thing that the lease does not cover any more.
 
         May be called again after that (with another lease): what is visible already is not touched again.
         """
-        for item in prepared.directories:
-            if not item.done:
-                self._visible(item, lease, stop, _make_directory)
         touched: Set[Tuple[str, Tuple[str, ...]]] = set()
-        for item in prepared.items:
-            if not item.done:
-                self._visible(item, lease, stop, _rename)
-                touched.add((item.root.real, (*item.parts, *item.missing[:-1])))
+        for some, act in ((directories, _make_directory), (items, _rename)):
+            for item in some:
+                assert isinstance(item, LocalItem)
+                if not item.done:
+                    self._visible(item, lease, stop, act)
+                    if act is _rename:
+                        touched.add((item.root.real, (*item.parts, *item.missing[:-1])))
         if self._durable:
             for real, parts in touched:
                 self._sync(real, parts)
-        return prepared.files
 
-    def _visible(self, item: _Item, lease: Callable[[], float], stop: Stop, act: Callable[[_Item], None]) -> None:
+    def _visible(
+        self, item: LocalItem, lease: Callable[[], float], stop: Stop, act: Callable[[LocalItem], None]
+    ) -> None:
         stop.check()
         if lease() <= 0:
             raise LeaseLost("the publish lease ran out before %s was stored" % printable(item.entry.url))
@@ -220,11 +207,11 @@ class Storing:
         finally:
             os.close(handle)
 
-    def discard(self, temporaries: Sequence[str]) -> None:
+    def discard(self, traces: Sequence[str]) -> None:
         """Remove temporary files by their absolute paths; what is gone, or is not such a name, is left alone."""
-        for path in temporaries:
+        for path in traces:
             name = path.rpartition("/")[2]
-            if not is_temporary(name):
+            if not path.startswith("/") or not is_temporary(name):
                 continue
             try:
                 root, parts = self._roots.belongs(path)
@@ -264,11 +251,11 @@ def _make(root: RootDir, parts: Sequence[str], missing: Sequence[str]) -> int:
     return here
 
 
-def _make_directory(item: _Item) -> None:
+def _make_directory(item: LocalItem) -> None:
     os.close(_make(item.root, item.parts, item.missing))
 
 
-def _rename(item: _Item) -> None:
+def _rename(item: LocalItem) -> None:
     base = _open(item.root, item.parts)
     try:
         final = _make(item.root, item.parts, item.missing[:-1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple, TypeVar
+from typing import Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, TypeVar
 
 import anyio
 import anyio.lowlevel
@@ -12,7 +12,7 @@ import anyio.to_thread
 
 from .faults import Stopped, passing
 
-__all__ = ["Call", "Stop", "retrying", "run_all", "run_one"]
+__all__ = ["Call", "Stop", "parallel", "retrying", "run_all", "run_one"]
 
 T = TypeVar("T")
 
@@ -136,6 +136,38 @@ async def run_all(calls: Sequence[Call[T]], *, concurrency: int, stop: Optional[
 async def run_one(call: Call[T]) -> T:
     """Run one blocking call in a thread; cancels as `run_all` does."""
     return (await run_all([call], concurrency=1))[0]
+
+
+def parallel(calls: Iterable[Callable[[], None]], *, concurrency: int, stop: Stop) -> None:
+    """Run blocking calls from a thread, at most `concurrency` at a time, taken from `calls` one by one as they begin.
+
+    `calls` may be a generator that knows the next ones only later. The first error ends the taking, and is raised when
+    all that had begun have ended; they look at `stop` as ever. Raises `Stopped` when somebody wants to stop.
+    """
+    queue = iter(calls)
+    lock = threading.Lock()
+    errors: List[BaseException] = []
+
+    def take() -> Optional[Callable[[], None]]:
+        with lock:
+            return None if errors or stop.is_set() else next(queue, None)
+
+    def run() -> None:
+        try:
+            while (call := take()) is not None:
+                call()
+        except BaseException as error:  # handed over to the caller below
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, name="transfer", daemon=True) for _ in range(concurrency - 1)]
+    for thread in threads:
+        thread.start()
+    run()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+    stop.check()
 
 
 def retrying(call: Callable[[], T], stop: Stop, *, tries: int = 4, first_pause: float = 0.2) -> T:

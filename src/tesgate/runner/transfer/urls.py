@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from typing import List, Optional
+from typing import Container, List, Optional
 from urllib.parse import quote, unquote_to_bytes
 
 from .faults import PathRefused
 
-__all__ = ["is_local", "is_web", "join", "local_path", "printable", "redact", "unsupported", "unsupported_output"]
+__all__ = ["is_local", "is_web", "join", "local_path", "printable", "redact", "scheme", "unsupported"]
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.\-]*):")
 _ADVICE = "use a file:// URL (or a plain path) inside one of the agent's roots, or an http(s):// URL"
@@ -38,41 +38,34 @@ _UNSUPPORTED = {
 }
 
 
-def _scheme(url: str) -> Optional[str]:
+def scheme(url: str) -> Optional[str]:
+    """The URL's scheme in lower case; ``file`` for a plain absolute path, None where there is none."""
     if url.startswith("_:"):
         return "_"
+    if url.startswith("/"):
+        return "file"
     found = _SCHEME.match(url)
     return found.group(1).lower() if found else None
 
 
 def is_local(url: str) -> bool:
     """Say whether the URL names a path on the agent's host: ``/x`` or ``file:…``."""
-    return url.startswith("/") or _scheme(url) == "file"
+    return scheme(url) == "file"
 
 
 def is_web(url: str) -> bool:
     """Say whether the URL is one of HTTP."""
-    return _scheme(url) in ("http", "https")
+    return scheme(url) in ("http", "https")
 
 
-def unsupported(url: str) -> Optional[str]:
-    """Return one sentence for a URL that this build cannot read from, else None."""
-    if is_local(url) or is_web(url):
+def unsupported(url: str, served: Container[str] = ("file", "http", "https")) -> Optional[str]:
+    """Return one sentence for a URL of a scheme that is not `served`, else None."""
+    kind = scheme(url)
+    if kind in served:
         return None
-    scheme = _scheme(url)
-    if scheme is None:
+    if kind is None:
         return "%s is neither a URL nor an absolute path; %s." % (_quoted(url), _ADVICE)
-    return "%s." % (_UNSUPPORTED.get(scheme) or "%s: URLs are not served by this runner; %s" % (scheme, _ADVICE))
-
-
-def unsupported_output(url: str) -> Optional[str]:
-    """Return one sentence for a URL that this build cannot store to, else None."""
-    if is_web(url):
-        return (
-            "http(s):// is not served for outputs by this runner; "
-            "use a file:// URL (or a plain path) inside one of the agent's roots."
-        )
-    return unsupported(url)
+    return "%s." % (_UNSUPPORTED.get(kind) or "%s: URLs are not served by this runner; %s" % (kind, _ADVICE))
 
 
 def local_path(url: str) -> str:
