@@ -323,7 +323,7 @@ async def test_lists_filter_page_and_keep_the_newest_first(rows: Rows) -> None:
     assert await ids(tags=(("all", None), ("i", "2"))) == [made[2]]
     assert await ids(tags=(("absent", None),)) == []
     await rows.tasks.cancel_task(ALICE, made[0])
-    assert await ids(state="CANCELED") == [made[0]]
+    assert await ids(states=["CANCELED"]) == [made[0]]
 
 
 async def test_the_head_goes_on_behind_what_was_seen(rows: Rows) -> None:

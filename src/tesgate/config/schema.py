@@ -14,6 +14,7 @@ from tesgate.config.keeping import ControlSettings, LogSettings, PoolSettings, R
 from tesgate.config.serving import (
     AuthSettings,
     CorsSettings,
+    DialectSettings,
     Limits,
     ServerSettings,
     ServiceSettings,
@@ -29,6 +30,7 @@ __all__ = [
     "ControlSettings",
     "CorsSettings",
     "Defaults",
+    "DialectSettings",
     "FileRoot",
     "Limits",
     "LogSettings",
@@ -93,6 +95,7 @@ class Settings(BaseSettings):
     file_roots: list[FileRoot] = Field(default=[], description="Local directories that tasks may use.")
     server: ServerSettings = ServerSettings()
     service: ServiceSettings = ServiceSettings()
+    dialect: DialectSettings = DialectSettings()
     database: PoolSettings = PoolSettings()
     auth: AuthSettings = AuthSettings()
     cors: CorsSettings = CorsSettings()

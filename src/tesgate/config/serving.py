@@ -9,7 +9,15 @@ from pydantic import Field
 
 from tesgate.config.types import Group, Seconds, Words
 
-__all__ = ["AuthSettings", "CorsSettings", "Limits", "ServerSettings", "ServiceSettings", "TelemetrySettings"]
+__all__ = [
+    "AuthSettings",
+    "CorsSettings",
+    "DialectSettings",
+    "Limits",
+    "ServerSettings",
+    "ServiceSettings",
+    "TelemetrySettings",
+]
 
 
 class ServerSettings(Group):
@@ -57,6 +65,16 @@ class ServiceSettings(Group):
     environment: str | None = Field(default=None, description="Such as `prod`, `test` or `dev`.")
     created_at: str | None = Field(default=None, description="When it was first deployed, RFC 3339.")
     updated_at: str | None = Field(default=None, description="When it was last updated, RFC 3339.")
+
+
+class DialectSettings(Group):
+    """How tasks look at `/v1`, to clients of TES 1.0 (`/ga4gh/tes/v1` is TES 1.1 and has no settings)."""
+
+    queued_as_initializing: bool = Field(
+        default=False,
+        description="Show tasks that wait as INITIALIZING instead of QUEUED. For Galaxy's Pulsar, which takes QUEUED "
+        "for a failure; other clients then cannot tell waiting from running.",
+    )
 
 
 class AuthSettings(Group):

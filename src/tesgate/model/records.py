@@ -82,7 +82,8 @@ class ListQuery:
 
     limit: int
     name_prefix: str | None = None
-    state: str | None = None
+    states: Sequence[str] = ()
+    """Only tasks in one of these; empty: whatever the state."""
     tags: Sequence[tuple[str, str | None]] = ()
     """Key and value that must both match; a value of None matches any value of that key."""
     after: str | None = None

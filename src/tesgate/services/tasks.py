@@ -17,6 +17,7 @@ from tesgate.model.caller import Caller
 from tesgate.model.ids import TaskIds, is_task_id
 from tesgate.model.intake import IntakeRules, accept
 from tesgate.model.records import Inserted, ListQuery, NewTask, TaskRecord, View
+from tesgate.services.dialects import OldDialect
 from tesgate.services.views import task_json
 
 __all__ = ["TaskStore", "Tasks", "decode_page_token", "encode_page_token"]
@@ -99,11 +100,11 @@ class Tasks:
             raise TaskNotFound(task_id)
         return await self._store.get_state(caller, task_id)
 
-    async def get(self, caller: Caller, task_id: str, view: View) -> bytes:
-        """One task in one view, as JSON. Raises `TaskNotFound`."""
+    async def get(self, caller: Caller, task_id: str, view: View, *, old: OldDialect | None = None) -> bytes:
+        """One task in one view, as JSON; `old`: in the dialect of TES 1.0. Raises `TaskNotFound`."""
         if not is_task_id(task_id):
             raise TaskNotFound(task_id)
-        return task_json(await self._store.get_task(caller, task_id, full=view == "FULL"), view)
+        return task_json(await self._store.get_task(caller, task_id, full=view == "FULL"), view, old=old)
 
     async def page(
         self,
@@ -113,39 +114,44 @@ class Tasks:
         page_size: int,
         page_token: str | None = None,
         name_prefix: str | None = None,
-        state: str | None = None,
+        states: Sequence[str] | None = None,
         tags: tuple[tuple[str, str | None], ...] = (),
+        old: OldDialect | None = None,
     ) -> list[bytes]:
         """One page, newest first: a ``ListTasksResponse`` as pieces of JSON.
 
-        A page of large tasks ends early, at `PAGE_BYTES` (but never before its first task).
+        A page of large tasks ends early, at `PAGE_BYTES` (but never before its first task). `states`: only tasks in one
+        of them (None: in any). `old`: in the dialect of TES 1.0.
         """
         query = ListQuery(
             limit=page_size + 1,  # one more than shown: that is how the last page is known
             name_prefix=name_prefix,
-            state=state,
+            states=states or (),
             tags=tags,
             after=decode_page_token(page_token) if page_token else None,
         )
-        found = await self._store.list_tasks(caller, query)
+        # A state that nothing is ever shown in has an empty list.
+        found = [] if states is not None and not states else await self._store.list_tasks(caller, query)
         shown = found[:page_size]
         last = shown[-1].id if len(found) > page_size else None
         if view == "MINIMAL":
-            tasks = [b",".join([task_json(task, view) for task in shown])]
+            tasks = [b",".join([task_json(task, view, old=old) for task in shown])]
         else:
             with anyio.move_on_after(LARGE_WAIT_SECONDS) as waiting:
                 await self._large.acquire()
             if waiting.cancelled_caught:
                 raise Unavailable("Too many pages of whole tasks are being read now; send the same request again.")
             try:
-                tasks, stopped_at = await self._documents(caller, [task.id for task in shown], view)
+                tasks, stopped_at = await self._documents(caller, [task.id for task in shown], view, old)
             finally:
                 self._large.release()
             last = stopped_at or last
         end = b"]}" if last is None else b'],"next_page_token":"%b"}' % encode_page_token(last).encode()
         return [b'{"tasks":[', *tasks, end]
 
-    async def _documents(self, caller: Caller, task_ids: Sequence[str], view: View) -> tuple[list[bytes], str | None]:
+    async def _documents(
+        self, caller: Caller, task_ids: Sequence[str], view: View, old: OldDialect | None
+    ) -> tuple[list[bytes], str | None]:
         """The tasks' documents, and the id after which the page had to stop.
 
         Read and written slice by slice: the event loop serves others in between, and memory holds one slice of rows.
@@ -157,7 +163,7 @@ class Tasks:
             for task in await self._store.get_tasks(caller, ids, full=view == "FULL"):
                 if pieces and size >= PAGE_BYTES:
                     return pieces, last
-                piece = task_json(task, view)
+                piece = task_json(task, view, old=old)
                 size += len(piece)
                 pieces += (b",", piece) if pieces else (piece,)
                 last = task.id
