@@ -173,6 +173,13 @@ def python39() -> Generator[Any]:
         yield bed
 
 
+@pytest.fixture(scope="session")
+def clients() -> Generator[Any]:
+    """Model classes of older clients in an environment of their own (`tests.beds.clients.Clients`)."""
+    with beds.standing("clients") as bed:
+        yield bed
+
+
 @pytest.fixture
 def repository() -> Path:
     """The checkout's root directory."""

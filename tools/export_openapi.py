@@ -1,4 +1,4 @@
-"""Writes what the application exports: openapi/tes.yaml, and openapi/tesgate.yaml for the extension routes.
+"""Writes what the application exports: openapi/tes.yaml, tes-1.0.yaml (under /v1) and tesgate.yaml (extension routes).
 
 ``--check`` only compares.
 """
@@ -14,6 +14,7 @@ from typing import Any, cast
 import yaml
 
 from tesgate.api.context import ApiContext
+from tesgate.api.old_openapi import old_document
 from tesgate.api.openapi import tes_document
 from tesgate.api.tes import PREFIX
 from tesgate.app import build_app
@@ -44,7 +45,11 @@ def extensions() -> dict[str, Any]:
 
 def render() -> dict[str, str]:
     """The files' texts by name."""
-    documents = {"tes.yaml": json.loads(json.dumps(tes_document())), "tesgate.yaml": extensions()}
+    documents = {
+        "tes.yaml": json.loads(json.dumps(tes_document())),
+        "tes-1.0.yaml": json.loads(json.dumps(old_document())),
+        "tesgate.yaml": extensions(),
+    }
     return {
         name: HEAD + yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120)
         for name, document in documents.items()
