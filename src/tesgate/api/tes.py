@@ -1,8 +1,8 @@
 """GA4GH TES 1.1.0 over HTTP: lean ASGI, documented in `tesgate.api.openapi`.
 
 Under ``/ga4gh/tes/v1``, the specification's path, answers are of TES 1.1. Under ``/v1``, where older clients look, they
-are of TES 1.0 (`tesgate.services.dialects`). A doubled slash in front of ``v1`` is forgiven: an endpoint that ends with a
-slash becomes that in some clients.
+are of TES 1.0 (`services.dialects`). A doubled slash before ``v1`` is forgiven: an endpoint that ends with a slash
+becomes that in some clients.
 """
 
 from __future__ import annotations
