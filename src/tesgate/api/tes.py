@@ -38,7 +38,7 @@ OLD_PREFIX = "/v1"
 """TES 1.0."""
 
 _PATHS = re.compile(
-    r"//?(?P<new>ga4gh/tes//?)?v1"
+    r"//?(?:ga4gh/tes//?)?v1"
     r"(?:(?P<list>/tasks)|(?P<info>/service-info)|(?P<old_info>/tasks/service-info)"
     r"|/tasks/(?P<cancel>[^/]+):cancel|/tasks/(?P<get>[^/]+))"
 )
@@ -88,12 +88,15 @@ class TesRoutes:
         self._rest = rest
         self._context = context
         self._large = anyio.Semaphore(LARGE_BODIES)
-        self._table: dict[str, tuple[str, dict[str, Answer]]] = {
-            "list": ("/tasks", {"GET": self._list, "POST": self._create}),
-            "info": ("/service-info", {"GET": self._service_info}),
-            "old_info": ("/tasks/service-info", {"GET": self._oldest_service_info}),
-            "cancel": ("/tasks/{id}:cancel", {"POST": self._cancel}),
-            "get": ("/tasks/{id}", {"GET": self._get}),
+        self._new, self._old = self._table(PREFIX), self._table(OLD_PREFIX)
+
+    def _table(self, prefix: str) -> dict[str, tuple[str, dict[str, Answer]]]:
+        return {
+            "list": (f"{prefix}/tasks", {"GET": self._list, "POST": self._create}),
+            "info": (f"{prefix}/service-info", {"GET": self._service_info}),
+            "old_info": (f"{prefix}/tasks/service-info", {"GET": self._oldest_service_info}),
+            "cancel": (f"{prefix}/tasks/{{id}}:cancel", {"POST": self._cancel}),
+            "get": (f"{prefix}/tasks/{{id}}", {"GET": self._get}),
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -110,7 +113,8 @@ class TesRoutes:
             await self._rest(scope, receive, send)
             return
         try:
-            body = await self._answer(match, match.lastgroup, scope, receive, send)
+            table = self._new if "/ga4gh" in path[:7] else self._old
+            body = await self._answer(table, match.lastgroup, match[match.lastgroup], scope, receive, send)
         except Exception as error:
             response = await answer_to(Request(scope), error)
             await response(scope, receive, send)
@@ -119,12 +123,16 @@ class TesRoutes:
             await _send(body, send, bodiless=scope["method"] == "HEAD")
 
     async def _answer(
-        self, match: re.Match[str], kind: str, scope: Scope, receive: Receive, send: Send
+        self,
+        table: Mapping[str, tuple[str, dict[str, Answer]]],
+        kind: str,
+        found: str,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
     ) -> bytes | list[bytes] | None:
         """The answer's body; None: it was sent already."""
-        template, methods = self._table[kind]
-        is_old = match["new"] is None
-        scope[ROUTE] = (OLD_PREFIX if is_old else PREFIX) + template
+        scope[ROUTE], methods = table[kind]
         method = scope["method"]
         handler = methods.get("GET" if method == "HEAD" else method)
         if handler is None:
@@ -137,8 +145,10 @@ class TesRoutes:
             return None
         headers_in = headers_of(scope)
         check_browser(headers_in, self._context.settings)
-        old = OldDialect(self._context.settings.dialect.queued_as_initializing) if is_old else None
-        return await handler(_Call(scope, receive, headers_in, match[kind], old))
+        call = _Call(scope, receive, headers_in, found)
+        if table is self._old:
+            call.old = OldDialect(self._context.settings.dialect.queued_as_initializing)
+        return await handler(call)
 
     async def _create(self, call: _Call) -> bytes:
         context = self._context
