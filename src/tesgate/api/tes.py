@@ -113,7 +113,7 @@ class TesRoutes:
             await self._rest(scope, receive, send)
             return
         try:
-            table = self._new if "/ga4gh" in path[:7] else self._old
+            table = self._old if path[1] == "v" or path[2] == "v" else self._new
             body = await self._answer(table, match.lastgroup, match[match.lastgroup], scope, receive, send)
         except Exception as error:
             response = await answer_to(Request(scope), error)
@@ -145,10 +145,10 @@ class TesRoutes:
             return None
         headers_in = headers_of(scope)
         check_browser(headers_in, self._context.settings)
-        call = _Call(scope, receive, headers_in, found)
-        if table is self._old:
-            call.old = OldDialect(self._context.settings.dialect.queued_as_initializing)
-        return await handler(call)
+        if table is self._new:
+            return await handler(_Call(scope, receive, headers_in, found))
+        old = OldDialect(self._context.settings.dialect.queued_as_initializing)
+        return await handler(_Call(scope, receive, headers_in, found, old))
 
     async def _create(self, call: _Call) -> bytes:
         context = self._context
