@@ -17,6 +17,8 @@ __all__ = ["environment"]
 REQUIREMENTS = Path(__file__).parent / "requirements"
 UV = "uv==0.13.9"
 """Installs eighty packages in some seconds; pip takes a minute or two."""
+PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check")
+QUIETLY = ("--quiet", "--no-deps", "--root-user-action=ignore")
 SECONDS = 300
 
 
@@ -35,19 +37,21 @@ def environment(name: str) -> Path:
             return target
         # Its programs know the place that they were made in.
         shutil.rmtree(target, ignore_errors=True)
-        with tempfile.TemporaryDirectory(prefix="tesgate-uv-") as directory:
-            uv = _uv(Path(directory))
-            _run([sys.executable, "-m", "venv", "--without-pip", str(target)])
-            install = [uv, "pip", "install", "--quiet", "--no-deps", "--no-config", "--compile-bytecode"]
-            _run([*install, "--python", str(target / "bin/python"), "--requirement", str(wanted)])
+        _run([sys.executable, "-m", "venv", "--without-pip", str(target)])
+        try:
+            _by_uv(target / "bin/python", wanted)
+        except BedUnavailable:
+            # Where only pip knows the way to packages.
+            _run([*PIP, "--python", str(target / "bin/python"), "install", *QUIETLY, "--requirement", str(wanted)])
         (target / ".made").touch()
     return target
 
 
-def _uv(directory: Path) -> str:
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    _run([*command, "--root-user-action=ignore", "--target", str(directory), UV])
-    return str(directory / "bin/uv")
+def _by_uv(python: Path, wanted: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="tesgate-uv-") as directory:
+        _run([*PIP, "install", *QUIETLY, "--target", directory, UV])
+        install = [f"{directory}/bin/uv", "pip", "install", "--quiet", "--no-deps", "--no-config", "--compile-bytecode"]
+        _run([*install, "--python", str(python), "--requirement", str(wanted)])
 
 
 def _run(command: list[str]) -> None:
