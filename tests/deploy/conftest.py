@@ -1,0 +1,23 @@
+"""What is given away: the release wheel, and the image with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.beds import is_required
+from tests.runner.test_exec import ROOT, load
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The release wheel of the checkout."""
+    builder = load(ROOT / "tools" / "build_wheel.py")
+    try:
+        path: Path = builder.build(tmp_path_factory.mktemp("wheel"))
+    except builder.BuildError as exc:
+        if "there is no compiler" not in str(exc) or is_required("all"):
+            raise
+        pytest.skip(str(exc))
+    return path
