@@ -34,16 +34,19 @@ class BuildError(RuntimeError):
 
 
 def fetch(folder: Path, *, machine: str | None = None, lock: Path = LOCK) -> Path:
-    """Have the locked wheels for the image's Python and `machine` (default: this one) in `folder`. Raises `BuildError`."""
+    """Have the locked wheels for the image's Python in `folder`. Raises `BuildError`.
+
+    `machine` is the kernel's word for an architecture (``aarch64``); by default this one's.
+    """
     machine = machine or platform.machine()
     stamp = folder / ".fetched"
     wanted = f"{hashlib.sha256(lock.read_bytes()).hexdigest()} {machine}"
     if stamp.is_file() and stamp.read_text() == wanted:
         return folder
     shutil.rmtree(folder, ignore_errors=True)
-    line = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes", "--only-binary", ":all:"]
-    line += ["--python-version", PYTHON, "--implementation", "cp", "--abi", f"cp{PYTHON.replace('.', '')}"]
-    line += ["--abi", "abi3", "--abi", "none"]
+    line = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
+    line += ["--only-binary", ":all:", "--python-version", PYTHON, "--implementation", "cp"]
+    line += ["--abi", f"cp{PYTHON.replace('.', '')}", "--abi", "abi3", "--abi", "none"]
     for glibc in GLIBCS:
         line += ["--platform", f"{glibc}_{machine}"]
     line += ["--dest", str(folder), "--requirement", str(lock)]

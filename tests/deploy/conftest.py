@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from tests import beds
 from tests.beds import is_required
+from tests.beds.docker import Docker
+from tests.beds.image import Image, serving
 from tests.runner.test_exec import ROOT, load
 
 
@@ -21,3 +26,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
             raise
         pytest.skip(str(exc))
     return path
+
+
+@pytest.fixture(scope="session")
+def image(docker: Docker, wheel: Path) -> Generator[Image]:
+    """The container image (`tests.beds.image.Image`)."""
+    with beds.standing("image", partial(serving, docker.socket, wheel)) as bed:
+        yield bed

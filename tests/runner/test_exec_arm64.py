@@ -1,6 +1,6 @@
 """The exec of the other architecture, emulated: the same cases as for this machine's own.
 
-Without those about orphans: the emulator is a process of several threads, whose children exec does not see in its /proc.
+Without those about orphans: the emulator refuses PR_SET_CHILD_SUBREAPER (qemu-user 7.2), by which they become exec's.
 """
 
 from __future__ import annotations
