@@ -37,9 +37,9 @@ def epoch(root: Path) -> str:
     return done.stdout.strip() or "315532800"
 
 
-def build(output: Path, *, root: Path = ROOT) -> Path:
-    """Write the wheel into the directory `output`. Raises `BuildError`."""
-    settings = {**os.environ, "TESGATE_RELEASE": "1", "SOURCE_DATE_EPOCH": epoch(root)}
+def build(output: Path, *, root: Path = ROOT, date: str | None = None) -> Path:
+    """Write the wheel into the directory `output`; `date` (Unix seconds) is the time in it. Raises `BuildError`."""
+    settings = {**os.environ, "TESGATE_RELEASE": "1", "SOURCE_DATE_EPOCH": date or epoch(root)}
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output, prefix=".wheel-") as directory:
         line = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(Path(directory).absolute())]

@@ -40,12 +40,15 @@ for directory in "$TESGATE_SCRATCH" "$TESGATE_SCRATCH/agent-1" "$TESGATE_SCRATCH
 done
 
 # The agents' tokens are made by the database, which stands before anything else does. Compose wants every file to be there.
-for agent in agent_1 agent_2; do [ -e "secrets/$agent" ] || : >"secrets/$agent"; done
+missing=
 for agent in agent_1 agent_2; do
     [ -s "secrets/$agent" ] && continue
-    $compose up -d postgres
-    $compose run --rm -T migrate migrate >&2
+    : >"secrets/$agent"
+    missing="$missing $agent"
+done
+[ -z "$missing" ] || $compose run --rm -T migrate migrate >&2
+for agent in $missing; do
     $compose run --rm -T migrate token create "$agent" --kind agent >"secrets/$agent.new"
     chmod 444 "secrets/$agent.new"
-    mv "secrets/$agent.new" "secrets/$agent"
+    mv -f "secrets/$agent.new" "secrets/$agent"
 done

@@ -65,7 +65,11 @@ class Site:
         return done.stdout[-6000:] + done.stderr[-1000:]
 
     def container(self, service: str) -> str:
-        return self.run(*self.compose, "ps", "--quiet", service).stdout.strip()
+        labels = [
+            f"com.docker.compose.{name}={word}" for name, word in (("project", self.project), ("service", service))
+        ]
+        filters = [part for label in labels for part in ("--filter", f"label={label}")]
+        return self.image.docker("ps", "--quiet", *filters).stdout.strip()
 
     def remove(self) -> None:
         self.run(*self.compose, "down", "--volumes", "--timeout", "10", check=False)
@@ -164,7 +168,7 @@ def test_compose(site: Site) -> None:
         assert all('"attempt": ' in log for log in logs), logs
 
     # Told to end, all do so in time and of their own will; and nothing that they wrote is a secret.
-    docker("stop", "--time", "60", gateway, *agents)
+    site.run(*site.compose, "stop", "--timeout", "60", "gateway", "agent-1", "agent-2")
     assert [state(container)["ExitCode"] for container in (gateway, *agents)] == [0, 0, 0]
     said = site.logs()
     assert not [name for name, word in words.items() if word in said]
