@@ -50,6 +50,14 @@ bench: beds ## every benchmark with its table, one after the other (QUICK=1: min
 		echo "=== $$script"; date -u; $(PY) "$$script" $(if $(QUICK),--quick) $(ARGS) || failed="$$failed $$script"; echo; \
 	done; [ -z "$$failed" ] || { echo "failed:$$failed" >&2; exit 1; }
 
+.PHONY: wheels
+wheels: $(READY) ## the release wheel in dist/, with exec for amd64 and arm64 (needs gcc-aarch64-linux-gnu)
+	@$(PY) tools/build_wheel.py $(ARGS)
+
+.PHONY: image
+image: $(READY) ## the container image tesgate:VERSION, with the release wheel (IMAGE=…, BASE=… choose others)
+	@$(PY) tools/build_image.py $(if $(IMAGE),--tag $(IMAGE)) $(if $(BASE),--base $(BASE)) $(ARGS)
+
 .PHONY: format
 format: $(READY) ## put the code into its form
 	@$(PY) -m ruff check --fix --exit-zero --quiet .

@@ -14,6 +14,11 @@ need bwrap bubblewrap
 need mmdebstrap mmdebstrap
 need busybox busybox-static
 need mount mount
+need aarch64-linux-gnu-gcc gcc-aarch64-linux-gnu
+need qemu-aarch64-static qemu-user-static
+need docker-compose docker-compose
+need systemd-analyze systemd
+[ -e /usr/aarch64-linux-gnu/include/stdio.h ] || missing="$missing libc6-dev-arm64-cross"
 [ "$(id -u)" = 0 ] || need newuidmap uidmap
 
 if [ -n "$missing" ]; then

@@ -76,6 +76,10 @@ class Settings(BaseSettings):
         description="PostgreSQL, such as `postgresql://user@host/db`; null: an embedded one in the data directory.",
         json_schema_extra={"flag": "--database-url", "secret": True},
     )
+    database_url_file: Path | None = Field(
+        default=None,
+        description="File that holds `database_url` and nothing else: a mounted secret, or a credential of systemd.",
+    )
     deployment_id: str | None = Field(
         default=None,
         pattern=r"^[a-z0-9]{8}$",
