@@ -204,6 +204,8 @@ def _agent(gateway: Gateway, url: str) -> LocalAgent:
     ]
     if runtime.network != "default":
         command += ["--network", runtime.network]
+    if runtime.user_namespace is not None:
+        command += ["--user-namespace", runtime.user_namespace]
     if runtime.registry_auth_file is not None:
         command += ["--auth-file", str(runtime.registry_auth_file)]
     for name, value in (("--cpus", agent.cpus), ("--ram-gb", agent.ram_gb), ("--disk-gb", agent.disk_gb)):
@@ -211,6 +213,8 @@ def _agent(gateway: Gateway, url: str) -> LocalAgent:
             command += [name, str(value)]
     for root in settings.file_roots:
         command += ["--root", f"{root.name}={root.path}" + ("" if root.writable else ":ro")]
+        if root.volume is not None:
+            command += ["--root-volume", f"{root.name}={root.volume}"]
     for name, word in agent.labels.items():
         command += ["--label", f"{name}={word}"]
     identity = hashlib.sha256("\0".join([__version__, *command]).encode()).hexdigest()

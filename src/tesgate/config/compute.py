@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, field_validator
+from pydantic_settings import NoDecode
 
-from tesgate.config.types import Group, Seconds
+from tesgate.config.types import Group, Seconds, words
 
 __all__ = ["AgentSettings", "Defaults", "RuntimeSettings", "TimeoutSettings"]
+
+_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 
 
 class RuntimeSettings(Group):
@@ -21,8 +25,11 @@ class RuntimeSettings(Group):
         json_schema_extra={"flag": "--runtime"},
     )
     docker_socket: str = Field(
-        default="/var/run/docker.sock",
-        description="Socket of the Docker (or Podman) engine; `DOCKER_HOST` is not read.",
+        default="auto",
+        min_length=1,
+        description="Socket of Docker or Podman; `auto` takes the first that answers of `/var/run/docker.sock`, the "
+        "user's own in `$XDG_RUNTIME_DIR` (`docker.sock`, `podman/podman.sock`) and `/run/podman/podman.sock`. "
+        "`DOCKER_HOST` is not read.",
     )
     registry_auth_file: Path | None = Field(
         default=None, description="Credentials for image registries, in the form of `~/.docker/config.json`."
@@ -35,13 +42,66 @@ class RuntimeSettings(Group):
     pull_policy: Literal["missing", "always", "never"] = Field(default="missing", description="When images are pulled.")
     run_as: str = Field(
         default="auto",
-        pattern=r"^(auto|image|agent|\d{1,10}:\d{1,10})$",
-        description="Who the commands are: `image` (the image's own user), `agent` (the agent's user), `UID:GID`, or "
-        "`auto` (`image` where the agent is root, else `agent`).",
+        pattern=r"^(auto|image|agent|\d{1,9}:\d{1,9}|\d{1,9}-\d{1,9}(:\d{1,9})?)$",
+        description="Who the commands are: `image` (the image's own user), `agent` (the agent's user; on a rootless "
+        "engine root in the container, who is that user outside), `UID:GID`, a range `FIRST-LAST` or `FIRST-LAST:GID` "
+        "(each attempt on an agent has a user of its own; without GID the group has the user's number), or `auto` "
+        "(`image` where the agent is root, else `agent`).",
+    )
+    user_namespace: Literal["host", "keep-id"] | None = Field(
+        default=None,
+        description="User namespace of containers: `keep-id` (rootless Podman: the agent's user has its own number "
+        "inside too), `host`, or null: the engine's own.",
+    )
+    home: str | None = Field(
+        default=None,
+        pattern=r"^/[^\x00:]*$",
+        description="HOME of commands whose task sets none; null: `/tmp` where `run_as` gives a user, else what the "
+        "image says.",
+    )
+    shm_gb: float | None = Field(
+        default=None, gt=0, description="Size of `/dev/shm` (GB); null: 64 MiB. It counts into a task's memory."
+    )
+    labels: dict[str, str] = Field(default={}, description="Labels on every container, beside tesgate's own.")
+    limits_off: Annotated[list[Literal["cpu", "memory", "disk", "pids"]], NoDecode, BeforeValidator(words)] = Field(
+        default=[],
+        description="Limits that are not enforced. What a task needs still counts where it is placed.",
+    )
+    keep_seconds: float = Field(
+        default=0.0,
+        ge=0,
+        description="How long agents keep an ended attempt for people who look for a mistake (seconds): its containers "
+        "and its scratch directory, with all that the task held; 0 keeps none.",
+    )
+    keep_which: Literal["failed", "all"] = Field(
+        default="failed", description="`failed`: those that did not end well; canceled ones are never kept."
+    )
+    keep_most: int = Field(
+        default=20,
+        ge=1,
+        description="Attempts that one agent keeps at most; the oldest go first, all when disk is short.",
     )
     pids: int | None = Field(
         default=4096, ge=16, description="Processes that one executor may have at most; null: no limit."
     )
+
+    @field_validator("labels")
+    @classmethod
+    def _free_labels(cls, value: dict[str, str]) -> dict[str, str]:
+        for name in value:
+            if not _LABEL.fullmatch(name) or name.startswith("tesgate."):
+                raise ValueError(
+                    f"{name!r} must begin with a letter or digit, hold no space, and not begin with `tesgate.`"
+                )
+        return value
+
+    @field_validator("run_as")
+    @classmethod
+    def _range(cls, value: str) -> str:
+        first, dash, last = value.partition(":")[0].partition("-")
+        if dash and not 0 < int(first) <= int(last):
+            raise ValueError("a range must begin above 0 and not end before it begins")
+        return value
 
 
 class TimeoutSettings(Group):

@@ -9,6 +9,7 @@ import os
 import socket
 import sys
 import time
+from dataclasses import replace
 from typing import Any, Dict, List, Optional
 
 import anyio
@@ -77,15 +78,25 @@ def _parser() -> argparse.ArgumentParser:
     agent.add_argument("--scratch", required=True, help="directory of its own, on a file system that may hold programs")
     agent.add_argument("--runtime", choices=("auto", "docker", "bubblewrap", "none"), default="docker")
     agent.add_argument("--root", dest="roots", type=_root, action="append", default=[], metavar="NAME=PATH[:ro]")
+    agent.add_argument(
+        "--root-volume",
+        dest="volumes",
+        type=_label,
+        action="append",
+        default=[],
+        metavar="NAME=VOLUME",
+        help="the root NAME is a named volume of the engine",
+    )
     agent.add_argument("--pool", default="default")
     agent.add_argument("--cpus", type=float, help="offer so many cores instead of what is there")
     agent.add_argument("--ram-gb", type=float)
     agent.add_argument("--disk-gb", type=float)
     agent.add_argument("--label", dest="labels", type=_label, action="append", default=[], metavar="NAME=VALUE")
     agent.add_argument("--idle-exit", type=float, metavar="SECONDS", help="end after so long without gateway and work")
-    agent.add_argument("--docker-socket", default="/var/run/docker.sock")
+    agent.add_argument("--docker-socket", default="auto", help="of Docker or Podman; auto: where they usually are")
     agent.add_argument("--auth-file", help="config.json with credentials for registries")
     agent.add_argument("--network", help="the engine network that tasks get by default")
+    agent.add_argument("--user-namespace", choices=("host", "keep-id"), help="of containers, if not the engine's own")
     agent.add_argument("--ca-file", help="certificate authorities to trust for the gateway")
     agent.add_argument("--host-name", help="what to call this host", default=None)
     agent.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
@@ -99,12 +110,13 @@ def main(argv: Optional[List[str]] = None) -> int:
     handler.setFormatter(_Lines())
     logging.basicConfig(level=given.log_level.upper(), handlers=[handler])
     logging.getLogger("urllib3").setLevel(logging.ERROR)
+    volumes = dict(given.volumes)
     settings = AgentSettings(
         url=given.url,
         token_file=given.token_file,
         scratch=given.scratch,
         runtime=given.runtime,
-        roots=given.roots,
+        roots=[replace(root, volume=volumes.get(root.name)) for root in given.roots],
         pool=given.pool,
         cpus=given.cpus,
         ram_gb=given.ram_gb,
@@ -114,6 +126,7 @@ def main(argv: Optional[List[str]] = None) -> int:
         docker_socket=given.docker_socket,
         auth_file=given.auth_file,
         network=given.network,
+        user_namespace=given.user_namespace,
         ca_file=given.ca_file,
         host=given.host_name or socket.gethostname(),
         version=_version(),

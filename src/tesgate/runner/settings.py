@@ -31,11 +31,14 @@ class AgentSettings:
     labels: Dict[str, str] = field(default_factory=dict)
     idle_exit: Optional[float] = None
     """End after so long without a gateway and without unfinished attempts."""
-    docker_socket: str = "/var/run/docker.sock"
+    docker_socket: str = "auto"
+    """Of Docker or Podman. ``auto`` looks at the usual places (`runtime.sockets.places`)."""
     auth_file: Optional[str] = None
     """A ``config.json`` with the credentials of registries."""
     network: Optional[str] = None
     """The engine network that tasks get by default."""
+    user_namespace: Optional[str] = None
+    """The engine's word for the user namespace of containers, such as ``keep-id`` (Podman)."""
     ca_file: Optional[str] = None
     """Trust these authorities for the gateway's certificate instead of the system's."""
     host: str = field(default_factory=socket.gethostname)
