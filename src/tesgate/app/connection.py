@@ -146,7 +146,7 @@ class Connection(HttpToolsProtocol):
         self._part = _Part.REFUSED
         transport.write(_answer(HTTPStatus.SERVICE_UNAVAILABLE, _FULL))
         if len(self.connections) <= self.bounds.connections + _LINGERING:
-            transport.write_eof()
+            _write_end(transport)
         else:
             transport.close()
 
@@ -314,7 +314,7 @@ class Connection(HttpToolsProtocol):
         if broken is None or not broken.response_started:
             self.transport.write(_answer(status, msg))
         # Closed while something lies unread, TCP would reset, and the client might never see the answer.
-        self.transport.write_eof()
+        _write_end(self.transport)
 
     # once a second
 
@@ -372,6 +372,14 @@ class Connection(HttpToolsProtocol):
         if self._silent:
             return self.loop.time() - self._since > _SILENCE
         return self._part is _Part.NOTHING and not self._asked
+
+
+def _write_end(transport: asyncio.Transport) -> None:
+    """Say that nothing more comes, and let the client read. TLS has no half of a connection: there it is closed."""
+    if transport.can_write_eof():
+        transport.write_eof()
+    else:
+        transport.close()
 
 
 def _answer(status: HTTPStatus, msg: str) -> bytes:
