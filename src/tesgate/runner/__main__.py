@@ -95,9 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     drain.add_argument("--undo", action="store_true", help="have it give new attempts again")
     for command in (agent, drain):
         command.add_argument("--url", required=True, help="the gateway, such as https://tes.example.org")
-        command.add_argument(
-            "--token-file", required=True, help="file with the agent's token; may be rewritten any time"
-        )
+        command.add_argument("--token-file", required=True, help="file with the agent's token; may be rewritten")
         command.add_argument("--scratch", required=True, help="the agent's own directory, where programs may be run")
         command.add_argument("--ca-file", type=_file, help="certificate authorities to trust for the gateway (PEM)")
         command.add_argument("--certificate", type=_file, help="certificate for a gateway that asks for one (PEM)")

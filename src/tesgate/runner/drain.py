@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
+from typing import Any, Optional
 
 from .gateway import GatewayFault, Unauthorized
 from .report import DrainRequest
@@ -21,10 +21,8 @@ EXIT_NOT_FOUND = 6
 
 async def drain(settings: AgentSettings, undo: bool) -> int:
     """Have the gateway give the agent of this scratch directory nothing new (or, to undo it, something again)."""
-    try:
-        with open(os.path.join(settings.scratch, "instance"), encoding="ascii") as file:
-            instance = file.read(200).strip()
-    except (OSError, UnicodeDecodeError):
+    instance = _instance(settings.scratch)
+    if instance is None:
         return _ended(EXIT_USAGE, "no agent has ever worked in %s; give its --scratch" % settings.scratch)
     client = client_of(settings)
     try:
@@ -38,10 +36,18 @@ async def drain(settings: AgentSettings, undo: bool) -> int:
     if not answer.hosts:
         return _ended(EXIT_NOT_FOUND, "the gateway knows no agent %s in the pool of this token" % instance)
     said = "gets new attempts again" if undo else "gets no new attempts; what it has goes on"
-    print("The agent %s on %s %s." % (instance, answer.hosts[0], said))
+    sys.stdout.write("The agent %s on %s %s.\n" % (instance, answer.hosts[0], said))
     return EXIT_OK
 
 
+def _instance(scratch: str) -> Optional[str]:
+    try:
+        with open(os.path.join(scratch, "instance"), encoding="ascii") as file:
+            return file.read(200).strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
 def _ended(code: int, sentence: str) -> int:
-    print("tesgate: %s." % sentence, file=sys.stderr)
+    sys.stderr.write("tesgate: %s.\n" % sentence)
     return code
