@@ -14,6 +14,9 @@ need bwrap bubblewrap
 need mmdebstrap mmdebstrap
 need busybox busybox-static
 need mount mount
+need nsenter util-linux
+need ip iproute2
+need openssl openssl
 [ "$(id -u)" = 0 ] || need newuidmap uidmap
 
 if [ -n "$missing" ]; then
