@@ -28,7 +28,7 @@ SETTINGS = {
     "DEFAULTS__RAM_GB": "0.1",
     "RETRIES__MAX_ATTEMPTS": "20",
     "RETRIES__BACKOFF_FACTOR": "1",
-    "CONTROL__AGENT_LOST_AFTER": "4",
+    "CONTROL__AGENT_LOST_AFTER": "3",
     "CONTROL__POLL_INTERVAL": "0.5",
     "CONTROL__DISPATCH_INTERVAL": "0.2",
     "AUTH__ALLOW_UNAUTHENTICATED_NETWORK": "true",
@@ -138,6 +138,10 @@ class Site:
         assert answer.status_code == 200, answer.text
         found: list[dict[str, Any]] = answer.json()["agents"]
         return found
+
+    def undrain(self, host: str) -> None:
+        url = f"https://127.0.0.1:{self.gateway.port}/tesgate/v1/agents/{host}:undrain"
+        assert self.gateway.client.post(url).status_code == 200
 
     def run(self, **resources: Any) -> str:
         """Submit a task with these resources that waits for its `go`; its id."""
