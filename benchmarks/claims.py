@@ -3,10 +3,10 @@
 Usage: python benchmarks/claims.py [--quick] [--agents 100] [--tasks 1000] [--rate 20]
 
 `tesgate serve` as users run it, with its embedded PostgreSQL (fsync on) and no agent of its own, and scripted agents
-(`scripted_agent.py`) in a process of their own, each with a held poll. Tasks come one after the other, `--rate` of them a
-second, so that nearly all agents are idle; each ends at once. *from the answer*: from the moment in which the client has
-the answer to its POST to the moment in which the agent has read the plan, both by this machine's wall clock (the plan may
-be there first: that counts as 0). *from the request*: from before the POST was sent.
+(`scripted_agent.py`) in a process of their own, each with a held poll. Tasks come one after the other, `--rate` of them
+a second, so that nearly all agents are idle; each ends at once. *from the answer*: from the moment in which the client
+has the answer to its POST to the moment in which the agent has read the plan, both by this machine's wall clock (the
+plan may be there first: that counts as 0). *from the request*: from before the POST was sent.
 """
 
 from __future__ import annotations
