@@ -48,7 +48,7 @@ def serving() -> Generator[Hosts]:
 
         def host(name: str) -> Host:
             number = (os.getpid() * 8 + len(made)) % 16000
-            base = f"10.{210 + number // 4000}.{number // 64 % 63}.{number % 64 * 4}"
+            base = f"10.{230 + number // 4000}.{number // 64 % 63}.{number % 64 * 4}"
             first, _, last = base.rpartition(".")
             # Names of interfaces have 15 letters at most.
             one = Host(f"tgn{os.getpid()}{name}", f"{first}.{int(last) + 1}", f"{first}.{int(last) + 2}", f"tn{number}")

@@ -78,7 +78,7 @@ def test_pools_are_filled_in_order_and_a_full_or_empty_one_is_passed_over() -> N
     assert where(task(cpus=3), *both(), pools=order) == "cloud"
     assert where(task(), *both(used=2), pools=order) == "cloud"
     assert where(task(), both()[1], pools=order) == "cloud"
-    assert where(task(), agent("other", pool="other"), pools=order).startswith("waiting: no agent is connected")
+    assert where(task(), agent("other", pool="other"), pools=order).endswith("`pools` do not list (other)")
     said = where(task(), agent("cloud", used=4, pool="cloud"), pools=order)
     assert said.startswith("waiting: every agent that is large enough is busy")
     assert said.endswith("; of the pool own no agent is connected")
@@ -127,7 +127,8 @@ def test_wishes_are_read_from_the_document() -> None:
         ({"labels": "disk="}, "labels: 'disk='"),
         ({"labels": "=ssd"}, "labels"),
         ({"labels": "a=1,a=2"}, "labels: 'a=2'"),
-        ({"labels": ",".join(f"a{n}=1" for n in range(65))}, "more than 64"),
+        ({"labels": ",".join(f"a{n}=1" for n in range(65))}, "at most 64"),
+        ({"labels": "a=" + "x" * 255}, "255 characters"),
         ({"gpus": "-1"}, "gpus"),
         ({"gpus": "1.5"}, "gpus"),
         ({"gpus": "1025"}, "gpus"),
@@ -141,6 +142,12 @@ def test_wishes_that_make_no_sense_are_refused(parameters: dict[str, str], named
         assert (wish_of({"resources": resources}), gpus_of(resources)) is None
     assert str(refused.value).startswith("resources.backend_parameters")
     assert named in str(refused.value)
+
+
+@pytest.mark.parametrize("zones", [["z" * 256], [str(number) for number in range(65)]])
+def test_zones_have_bounds(zones: list[str]) -> None:
+    with pytest.raises(WishError, match=r"resources\.zones"):
+        wish_of({"resources": {"zones": zones}})
 
 
 def test_who_may_use_which_pool() -> None:

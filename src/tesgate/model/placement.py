@@ -80,7 +80,10 @@ def place(
     """
     result = Placement()
     if pools is not None:
+        strange = sorted({agent.pool for agent in agents} - set(pools))
         agents = [agent for agent in agents if agent.pool in pools]
+        if strange and not agents:
+            hint = f"those that are belong to pools that the gateway's `pools` do not list ({', '.join(strange)})"
     rank = {pool: index for index, pool in enumerate(pools or ())}
     usable = [agent for agent in agents if not agent.draining]
     finder = Reasons(agents, pools=pools, open_pools=open_pools, hint=hint, refused_runtimes=refused_runtimes)

@@ -22,6 +22,8 @@ BACKEND_PARAMETERS = ("gpus", "labels", "pool")
 MOST_GPUS = 1024
 MOST_WORDS = 64
 """Zones or labels of one task."""
+LONGEST = 255
+"""Characters of one: they stand in the reasons of tasks that wait."""
 POOL_NAME = r"[a-z0-9][a-z0-9_-]{0,62}"
 
 _COUNT = re.compile(r"[0-9]{1,4}")
@@ -60,8 +62,10 @@ def wish_of(document: Mapping[str, Any]) -> Wish:
     """The wish of a task's document. Raises `WishError`."""
     resources = document.get("resources") or {}
     zones = tuple(dict.fromkeys(zone.strip() for zone in resources.get("zones") or () if zone.strip()))
-    if len(zones) > MOST_WORDS:
-        raise WishError(f"resources.zones: holds {len(zones)} entries, at most {MOST_WORDS} are accepted here")
+    if len(zones) > MOST_WORDS or any(len(zone) > LONGEST for zone in zones):
+        raise WishError(
+            f"resources.zones: at most {MOST_WORDS} zones of {LONGEST} characters are accepted here; name fewer"
+        )
     parameters = _parameters(resources)
     if not parameters:
         return Wish(zones) if zones else NOTHING
@@ -97,8 +101,11 @@ def _labels(text: str | None) -> tuple[tuple[str, str], ...]:
                 f"resources.backend_parameters.labels: {word.strip()[:80]!r} must be name=value, each name once, with "
                 'commas between them, such as "disk=ssd,cpu=avx512"'
             )
-    if len(wanted) > MOST_WORDS:
-        raise WishError(f"resources.backend_parameters.labels: holds more than {MOST_WORDS} labels; ask for fewer")
+    if len(wanted) > MOST_WORDS or any(len(name) + len(value) > LONGEST for name, value in wanted.items()):
+        raise WishError(
+            f"resources.backend_parameters.labels: at most {MOST_WORDS} labels of {LONGEST} characters are accepted "
+            "here; ask for fewer"
+        )
     return tuple(sorted(wanted.items()))
 
 
