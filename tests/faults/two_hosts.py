@@ -90,6 +90,7 @@ class Site:
     def __init__(self, base: Path, database_url: str, hosts: list[Host], settings: dict[str, str]) -> None:
         self.fleet = Fleet(base, database_url, migrate=False)
         self.authority = Authority(base / "tls")
+        self.trusting = ssl.create_default_context(cafile=str(self.authority.file))
         names = [f"IP:{host.outside}" for host in hosts]
         certificate, key = self.authority.issue("gateway", "IP:127.0.0.1", *names)
         tls = {"SERVER__HOST": "0.0.0.0", "SERVER__TLS_CERTIFICATE": str(certificate), "SERVER__TLS_KEY": str(key)}
@@ -99,7 +100,7 @@ class Site:
             timeout=30,
             trust_env=False,
             limits=httpx.Limits(keepalive_expiry=2),
-            verify=ssl.create_default_context(cafile=str(self.authority.file)),
+            verify=self.trusting,
         )
         self.fleet.replicas["gateway"] = self.gateway
 
@@ -183,13 +184,13 @@ class Site:
 
 
 class Judged:
-    """An oracle that asks a plain gateway on the same database: the one under test is the agents'."""
+    """A mix of tasks and the oracle, whose clients speak TLS, too."""
 
     def __init__(self, site: Site, rng: random.Random, address: str) -> None:
-        self.plain = site.fleet.replica("plain", **SETTINGS)
         self.witness = Witness(address)
         self.mix = Mix(files=site.fleet.files, witness=self.witness, runtime="bubblewrap", rng=rng)
-        self.oracle = Oracle(lambda: [str(self.plain.client.base_url).rstrip("/")], self.witness).start()
+        url = str(site.gateway.client.base_url).rstrip("/")
+        self.oracle = Oracle(lambda: [url], self.witness, verify=site.trusting).start()
 
     def close(self) -> None:
         self.oracle.close()
