@@ -38,8 +38,12 @@ def extensions() -> dict[str, Any]:
     document.pop("x-tesgate", None)
     # Only what these routes refer to.
     schemas = document.get("components", {}).get("schemas", {})
+    used: set[str] = set()
     text = json.dumps(document["paths"])
-    document["components"] = {"schemas": {name: schemas[name] for name in sorted(schemas) if f'/{name}"' in text}}
+    while more := {name for name in schemas if f'/{name}"' in text} - used:
+        used |= more
+        text = json.dumps([schemas[name] for name in more])
+    document["components"] = {"schemas": {name: schemas[name] for name in sorted(used)}}
     return document
 
 

@@ -19,7 +19,18 @@ import pytest
 
 __all__ = ["NAMES", "BedUnavailable", "Outcome", "cache_directory", "is_required", "outcomes", "standing"]
 
-NAMES = ("postgres", "docker", "bubblewrap", "python39", "clients", "snakemake", "image", "podman", "podman_rootless")
+NAMES = (
+    "postgres",
+    "docker",
+    "bubblewrap",
+    "python39",
+    "clients",
+    "snakemake",
+    "image",
+    "podman",
+    "podman_rootless",
+    "netns",
+)
 
 
 class BedUnavailable(Exception):

@@ -21,6 +21,9 @@ need systemd-analyze systemd
 [ -e /usr/aarch64-linux-gnu/include/stdio.h ] || missing="$missing libc6-dev-arm64-cross"
 need newuidmap uidmap
 need podman podman
+need nsenter util-linux
+need ip iproute2
+need openssl openssl
 
 if [ -n "$missing" ]; then
     if [ "$(id -u)" != 0 ]; then

@@ -29,7 +29,7 @@ def _began(bench: Bench, key: Key) -> None:
 def test_facts_that_are_registered(bare_bench: Bench) -> None:
     bare_bench.start(None, "--cpus", "3", "--ram-gb", "2", "--disk-gb", "5", "--pool", "p", "--label", "a=b")
     facts = wait_for(lambda: bare_bench.gateway.registrations, "a registration")[0]
-    assert facts["capacity"] == {"cpu_cores": 3.0, "ram_bytes": 2_000_000_000, "disk_bytes": 5_000_000_000}
+    assert facts["capacity"] == {"cpu_cores": 3.0, "ram_bytes": 2_000_000_000, "disk_bytes": 5_000_000_000, "gpus": 0}
     assert facts["runtimes"] == []
     assert (facts["pool"], facts["labels"]) == ("p", {"a": "b"})
     assert facts["roots"] == [{"name": "data", "path": str(bare_bench.root), "writable": True}]

@@ -30,8 +30,11 @@ from tesgate.errors import Gone, Unavailable
 from tesgate.metrics import Metrics, Sample
 from tesgate.model.intake import IntakeRules
 from tesgate.model.planning import GB, Need, PlanSettings, build_plan
+from tesgate.model.pools import PoolRule
 from tesgate.model.retries import Retries
+from tesgate.model.wishes import BACKEND_PARAMETERS
 from tesgate.runner.plan import Keep, Plan, RunAs, UrlPolicy
+from tesgate.services.agents import Agents
 from tesgate.services.attempts import AttemptService, Policy
 from tesgate.services.tasks import Tasks
 from tesgate.services.timing import Timing
@@ -64,7 +67,8 @@ class Gateway:
         self.holder = holder
         self.deployment = opened.deployment
         self.metrics = Metrics()
-        self.backend_parameters: Sequence[str] = ()
+        self.backend_parameters: Sequence[str] = BACKEND_PARAMETERS
+        self._pools = [PoolRule(pool.name, frozenset(pool.callers), frozenset(pool.groups)) for pool in settings.pools]
         self.workspace = Workspace(place.logs, max_bytes=settings.logs.max_bytes)
         self._opened = opened
         self._database = opened.database
@@ -90,9 +94,15 @@ class Gateway:
         )
         self.tasks = Tasks(
             store=self._task_store,
-            rules=IntakeRules(limits=settings.limits, defaults=settings.defaults),
+            rules=IntakeRules(
+                limits=settings.limits,
+                defaults=settings.defaults,
+                backend_parameters=frozenset(self.backend_parameters),
+            ),
             share_with_group=settings.auth.share_with_group,
+            pools=self._pools,
         )
+        self.agents = Agents(store=self._agents, open_to_all=settings.auth.mode == "none", woken=self.wakes.queue)
         control = settings.control
         self._retries = Retries(
             max_attempts=settings.retries.max_attempts,
@@ -266,6 +276,7 @@ class Gateway:
             prefix=f"tg-{self.deployment}-",
             known_roots=[(str(root.path), root.writable) for root in settings.file_roots],
             pool=settings.agent.pool,
+            rules=self._pools,
             # Everybody is one user there: it is for a single caller.
             refused_runtimes=() if settings.auth.mode == "none" else ("bubblewrap",),
             hint=lambda: self.agent_trouble(),  # noqa: PLW0108 - set later, when the agent is known

@@ -3,6 +3,7 @@
 from tesgate.config.load import check_bind, is_loopback, load_settings
 from tesgate.config.reference import reference_page, settings_schema
 from tesgate.config.schema import (
+    AgentPool,
     AgentSettings,
     AuthSettings,
     ControlSettings,
@@ -24,6 +25,7 @@ from tesgate.config.schema import (
 )
 
 __all__ = [
+    "AgentPool",
     "AgentSettings",
     "AuthSettings",
     "ControlSettings",

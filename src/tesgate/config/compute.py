@@ -9,9 +9,11 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, field_validator
 from pydantic_settings import NoDecode
 
-from tesgate.config.types import Group, Seconds, words
+from tesgate.config.types import Group, Seconds, Words, words
 
-__all__ = ["AgentSettings", "Defaults", "RuntimeSettings", "TimeoutSettings"]
+POOL = r"^[a-z0-9][a-z0-9_-]{0,62}$"
+
+__all__ = ["AgentPool", "AgentSettings", "Defaults", "RuntimeSettings", "TimeoutSettings"]
 
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 
@@ -123,6 +125,16 @@ class Defaults(Group):
     disk_gb: float = Field(default=0.0, ge=0, description="Disk (GB); 0 reserves none.")
 
 
+class AgentPool(Group):
+    """A pool of agents. An agent is in the pool of its token."""
+
+    name: str = Field(pattern=POOL, description="Its name, as in `tesgate token create --kind agent --pool NAME`.")
+    callers: Words = Field(
+        default=[], description="Who may use it, by name. With neither callers nor groups it is everybody's."
+    )
+    groups: Words = Field(default=[], description="Whose members may use it.")
+
+
 class AgentSettings(Group):
     """The agent that `serve` starts on this host."""
 
@@ -132,5 +144,15 @@ class AgentSettings(Group):
     disk_gb: float | None = Field(default=None, gt=0, description="Disk to offer (GB); null: what is free.")
     scratch: Path | None = Field(default=None, description="Scratch directory; null: `agent/` in the data directory.")
     idle_exit: Seconds = Field(default=60.0, description="It ends after so long with no task and no gateway (seconds).")
-    pool: str = Field(default="default", pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$", description="Pool that it belongs to.")
-    labels: dict[str, str] = Field(default={}, description="Free words about this host.")
+    pool: str = Field(default="default", pattern=POOL, description="Pool that it belongs to.")
+    labels: dict[str, str] = Field(
+        default={}, description="Words about this host that tasks can ask for, such as `disk: ssd`."
+    )
+    zones: Words = Field(default=[], description="Zones that this host is in (`resources.zones` of tasks).")
+    gpus: int | None = Field(
+        default=None, ge=0, le=1024, description="NVIDIA GPUs to offer; null: those that are found."
+    )
+    ca_file: Path | None = Field(
+        default=None,
+        description="Authorities that this agent trusts for the gateway's certificate; null: those of the system.",
+    )

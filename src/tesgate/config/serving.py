@@ -31,6 +31,18 @@ class ServerSettings(Group):
         default=None,
         description="URL under which runners and agents reach this gateway; made from host and port where unset.",
     )
+    tls_certificate: Path | None = Field(
+        default=None,
+        description="File with the server's certificate and those of the authorities between it and the root (PEM): "
+        "HTTPS is spoken instead of HTTP. Read again when it changes.",
+    )
+    tls_key: Path | None = Field(
+        default=None, description="File with the certificate's private key (PEM, without a passphrase)."
+    )
+    tls_client_ca: Path | None = Field(
+        default=None,
+        description="Every client, agents too, must show a certificate of the authorities in this file (PEM).",
+    )
     shutdown_grace: Seconds = Field(
         default=10.0, description="Longest time that open requests are waited for (seconds)."
     )

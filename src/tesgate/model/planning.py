@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 from tesgate.model.mounts import Place, mount_table, normal_path
+from tesgate.model.wishes import gpus_of
 from tesgate.runner.plan import Executor, Input, Keep, Limits, Output, Plan, RunAs, UrlPolicy
 
 __all__ = ["GB", "Need", "PlanSettings", "build_plan", "local_path", "local_paths", "need"]
@@ -144,6 +145,7 @@ def build_plan(
             # Not every engine can limit it, and a default that kills would surprise.
             disk_bytes=wanted.disk_bytes if asked_disk else None,
             pids=settings.pids,
+            gpus=gpus_of(document.get("resources") or {}),
         ),
         run_as=settings.run_as,
         url_policy=settings.url_policy,

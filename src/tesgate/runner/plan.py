@@ -91,6 +91,10 @@ class Limits:
     ram_bytes: Optional[int] = None
     disk_bytes: Optional[int] = None
     pids: Optional[int] = 4096
+    gpus: int = 0
+    """NVIDIA devices: the only one of these that is an exact number."""
+    gpu_devices: List[str] = field(default_factory=list)
+    """Which devices these are: chosen by the agent when the attempt begins, and kept with its plan."""
 
 
 @dataclass

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import os
 from typing import Dict, Optional, Tuple
+from urllib.parse import urlsplit
 
 import anyio
 import anyio.to_thread
@@ -28,7 +29,7 @@ from .volumes import VolumeError, resolve_volumes
 from .watch import Watch
 from .work import Tools
 
-__all__ = ["EXIT_LOCKED", "EXIT_OK", "EXIT_SCRATCH", "EXIT_SUPERSEDED", "run_agent"]
+__all__ = ["EXIT_LOCKED", "EXIT_OK", "EXIT_SCRATCH", "EXIT_SUPERSEDED", "client_of", "run_agent"]
 
 _log = logging.getLogger("tesgate.agent")
 
@@ -50,7 +51,7 @@ async def run_agent(settings: AgentSettings) -> int:
             _log.error("%s", exc)
             return EXIT_SCRATCH
         await anyio.to_thread.run_sync(scratch.sweep)
-        client = GatewayClient(url=settings.url, token_file=settings.token_file, ca_file=settings.ca_file)
+        client = client_of(settings)
         watch = Watch()
         if settings.runtime == "auto":
             settings = dataclasses.replace(settings, runtime=await _choose(settings, scratch, exec_path))
@@ -87,6 +88,20 @@ async def run_agent(settings: AgentSettings) -> int:
                 await runtime.aclose()
     finally:
         scratch.close()
+
+
+def client_of(settings: AgentSettings) -> GatewayClient:
+    """Return the agent's client of its gateway; nothing is asked of it yet."""
+    parts = urlsplit(settings.url)
+    if parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
+        _log.warning("%s is not encrypted: the agent's token can be read on the way; use https", settings.url)
+    return GatewayClient(
+        url=settings.url,
+        token_file=settings.token_file,
+        ca_file=settings.ca_file,
+        certificate=settings.certificate,
+        key=settings.key,
+    )
 
 
 async def _choose(settings: AgentSettings, scratch: Scratch, exec_path: str) -> str:

@@ -65,9 +65,14 @@ def user_of(run_as: RunAs) -> Optional[str]:
 
 def enforced(plan: Plan) -> Limits:
     """The limits that the runtime is to hold."""
-    names = {"cpu": "cpu_cores", "memory": "ram_bytes", "disk": "disk_bytes", "pids": "pids"}
-    off: Dict[str, None] = {names[word]: None for word in plan.limits_off if word in names}
-    return replace(plan.limits, **off)
+    limits, off = plan.limits, plan.limits_off
+    return replace(
+        limits,
+        cpu_cores=None if "cpu" in off else limits.cpu_cores,
+        ram_bytes=None if "memory" in off else limits.ram_bytes,
+        disk_bytes=None if "disk" in off else limits.disk_bytes,
+        pids=None if "pids" in off else limits.pids,
+    )
 
 
 class Step:

@@ -16,6 +16,7 @@ from tesgate.errors import BadRequest, TaskNotFound, Unavailable
 from tesgate.model.caller import Caller
 from tesgate.model.ids import TaskIds, is_task_id
 from tesgate.model.intake import IntakeRules, accept
+from tesgate.model.pools import PoolRule, allowed_pools, check_pool
 from tesgate.model.records import Inserted, ListQuery, NewTask, TaskRecord, View
 from tesgate.services.dialects import OldDialect
 from tesgate.services.views import task_json
@@ -67,9 +68,11 @@ class Tasks:
         rules: IntakeRules,
         new_id: Callable[[], str] | None = None,
         share_with_group: bool = False,
+        pools: Sequence[PoolRule] = (),
     ) -> None:
         """`share_with_group`: members of a caller's first group see and cancel what the caller submits."""
         self._share_with_group = share_with_group
+        self._pools = pools
         self._large = anyio.Semaphore(LARGE_PAGES)
         self._store = store
         self._rules = rules
@@ -80,6 +83,8 @@ class Tasks:
         if idempotency_key is not None and not (0 < len(idempotency_key) <= _MAX_KEY and idempotency_key.isprintable()):
             raise BadRequest(f"Idempotency-Key: must be 1 to {_MAX_KEY} printable characters, such as a random UUID.")
         accepted = accept(body, self._rules)
+        pools = allowed_pools(self._pools, caller)
+        check_pool(accepted.pool, pools)
         new = NewTask(
             id=self._new_id(),
             owner=caller.subject,
@@ -91,6 +96,7 @@ class Tasks:
             idempotency_key=idempotency_key,
             body_hash=_body_hash(body) if idempotency_key is not None else None,
             notes=accepted.notes,
+            pools=pools,
         )
         return await self._store.insert_task(caller, new)
 

@@ -71,6 +71,11 @@ def container_body(
     if settings.cgroup_parent:
         host["CgroupParent"] = settings.cgroup_parent
     _limits(spec, engine, host, notes)
+    if spec.limits.gpu_devices:
+        # Engine API, ContainerCreate, HostConfig.DeviceRequests: these devices and no others.
+        host["DeviceRequests"] = [
+            {"Driver": "nvidia", "DeviceIDs": list(spec.limits.gpu_devices), "Capabilities": [["gpu"]]}
+        ]
     body: Dict[str, Any] = {
         # The image's id, not its name: a tag may have moved since its digest was recorded.
         "Image": facts.id if facts is not None and facts.id else spec.image,
