@@ -39,6 +39,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         group = item.nodeid.partition("::")[0]
         if "gateways" in needs:
             group = "hostile"  # three processes that all its modules share
+        if "podman" in needs or "podman_rootless" in needs:
+            group = "podman"
         item.add_marker(pytest.mark.xdist_group("docker" if "docker" in needs else group))
 
 
@@ -156,6 +158,20 @@ async def enter() -> AsyncGenerator[Callable[[AbstractAsyncContextManager[T]], A
 def docker() -> Generator[Any]:
     """The Docker bed: whatever ``tests.beds.docker.serving`` gives."""
     with beds.standing("docker") as bed:
+        yield bed
+
+
+@pytest.fixture(scope="session")
+def podman() -> Generator[Any]:
+    """Root's Podman (`tests.beds.podman.Podman`)."""
+    with beds.standing("podman") as bed:
+        yield bed
+
+
+@pytest.fixture(scope="session")
+def podman_rootless() -> Generator[Any]:
+    """An ordinary user's Podman (`tests.beds.podman.Podman`)."""
+    with beds.standing("podman_rootless") as bed:
         yield bed
 
 

@@ -19,7 +19,17 @@ import pytest
 
 __all__ = ["NAMES", "BedUnavailable", "Outcome", "cache_directory", "is_required", "outcomes", "standing"]
 
-NAMES = ("postgres", "docker", "bubblewrap", "python39", "clients", "snakemake", "image")
+NAMES = (
+    "postgres",
+    "docker",
+    "podman",
+    "podman_rootless",
+    "bubblewrap",
+    "python39",
+    "clients",
+    "snakemake",
+    "image",
+)
 
 
 class BedUnavailable(Exception):

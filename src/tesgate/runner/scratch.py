@@ -210,14 +210,15 @@ class Scratch:
         return plan, Journal(os.path.join(path, "journal"))
 
     def remove(self, name: str) -> None:
-        """Remove an attempt's directory and everything in it; idempotent, takes time. Raises OSError for the rest."""
+        """Remove an attempt's directory and everything in it; idempotent, takes time. Raises OSError for the rest.
+
+        What an earlier call had to leave (`remains`) is tried again.
+        """
         path = self.path(name)
-        grave = os.path.join(self.attempts, ".gone-%s-%s" % (name, secrets.token_hex(4)))
-        try:
-            os.rename(path, grave)
-        except FileNotFoundError:
-            return
-        remove_tree(grave)
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(path, os.path.join(self.attempts, ".gone-%s-%s" % (name, secrets.token_hex(4))))
+        for grave in self.remains(name):
+            remove_tree(grave)
 
     def remains(self, name: str) -> List[str]:
         """Return what `remove` could not remove of this attempt (files of another user)."""

@@ -96,6 +96,8 @@ async def next_name(runtime: Runtime, wanted: str, ready: anyio.Event, found: li
 
 KINDS = [
     pytest.param("docker", marks=pytest.mark.bed("docker")),
+    pytest.param("podman", marks=pytest.mark.bed("podman")),
+    pytest.param("podman_rootless", marks=pytest.mark.bed("podman_rootless")),
     pytest.param("bubblewrap", marks=pytest.mark.bed("bubblewrap")),
 ]
 
@@ -103,11 +105,13 @@ KINDS = [
 async def keep_house(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> AsyncGenerator[House]:
     bed = request.getfixturevalue(kind)
     prefix = f"tg-test-{os.getpid()}-{next(_numbers)}-"
+    if kind.startswith("podman"):  # an ordinary user's service does not come through pytest's 0700
+        tmp_path = bed.place / prefix.rstrip("-")
     attempt = tmp_path / "attempts" / prefix.rstrip("-")
     attempt.mkdir(parents=True)
 
     def another() -> Runtime:
-        if kind == "docker":
+        if kind != "bubblewrap":
             return DockerRuntime(identity={"tesgate.instance": prefix}, socket=bed.socket)
         return BubblewrapRuntime(state=str(tmp_path / "bubblewrap"), program=bed.program)
 

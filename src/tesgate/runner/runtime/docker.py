@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import re
 import time
+from contextlib import suppress
 from typing import Any, AsyncIterator, Dict, List, Optional, Tuple
 
 from .base import (
@@ -71,7 +73,8 @@ class DockerRuntime:
 
         def ask() -> RuntimeFacts:
             version = self._engine.negotiate()
-            return engine_facts(self.name, version, self._engine.request("GET", "/info", timeout=30.0).json())
+            info = self._engine.request("GET", "/info", timeout=30.0).json()
+            return engine_facts(self.name, version, info, self._libpod(), os.stat(self._engine.path).st_uid)
 
         try:
             self._facts = await self._engine.call(ask)
@@ -151,8 +154,9 @@ class DockerRuntime:
             return
         if self._exec_path is None:
             raise StepRefused("Files cannot be given back to the agent: it was started without the exec binary.")
-        facts = await self.prepare(image, "missing")
-        await self._engine.call(self._own, facts.id, self._exec_path, paths, uid, gid, slow=True)
+        image_facts, facts = await self.prepare(image, "missing"), await self._known()
+        body = owner_body(image_facts.id, self._exec_path, paths, uid, gid, facts, self._settings)
+        await self._engine.call(self._own, body, paths, slow=True)
 
     async def aclose(self) -> None:
         """`Runtime.aclose`."""
@@ -227,13 +231,18 @@ class DockerRuntime:
 
     def _remove(self, name: str) -> None:
         deadline = time.monotonic() + 60.0
+        query = {"v": "1"}
         while True:
             try:
-                self._engine.request("DELETE", "/containers/%s" % in_path(name), {"force": "1", "v": "1"})
+                self._engine.request("DELETE", "/containers/%s" % in_path(name), query)
                 return
             except EngineError as error:
                 if error.status == 404:
                     return
+                if "force" not in query:
+                    query["force"] = "1"
+                    self._kill(name)
+                    continue
                 # 409: somebody removes it already; 500: the kernel still holds its mounts.
                 if time.monotonic() > deadline:
                     raise EngineUnavailable(
@@ -241,13 +250,26 @@ class DockerRuntime:
                     ) from error
                 time.sleep(0.2)
 
-    def _own(self, image: str, exec_path: str, paths: List[str], uid: int, gid: int) -> None:
+    def _kill(self, name: str) -> None:
+        """KILL what runs: Podman's removal by force would ask politely first, and wait."""
+        with suppress(EngineError):
+            self._engine.request("POST", "/containers/%s/kill" % in_path(name), {"signal": "KILL"})
+
+    def _libpod(self) -> Optional[Dict[str, Any]]:
+        try:
+            found: Dict[str, Any] = self._engine.request("GET", "/libpod/info", timeout=30.0).json()
+            return found
+        except EngineError as error:
+            if error.status == 404:
+                return None
+            raise
+
+    def _own(self, body: Dict[str, Any], paths: List[str]) -> None:
         parts = [*sorted(self._identity.values()), *paths]
         digest = hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape"))
         name = "tesgate-own-" + digest.hexdigest()[:16]
         self._remove(name)
         try:
-            body = owner_body(image, exec_path, paths, uid, gid, self._settings)
             self._engine.request("POST", "/containers/create", {"name": name}, body)
             self._engine.request("POST", "/containers/%s/start" % name)
             code = self._engine.request("POST", "/containers/%s/wait" % name, timeout=_OWN).json()["StatusCode"]
