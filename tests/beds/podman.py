@@ -36,6 +36,8 @@ class Podman:
     """Whose service it is; root's is 0."""
     place: Path
     """A directory that everybody may enter and the service's user may write to, for attempts of tests."""
+    become: Sequence[str]
+    """Words before a command that make it this user's."""
     environment: Mapping[str, str]
     """With which ``podman`` speaks for this service's user."""
 
@@ -49,7 +51,7 @@ def serving() -> Generator[Podman]:
         environment = {"CONTAINERS_CONF": str(configuration(base)), "HOME": str(base), "TMPDIR": str(base)}
         places = ["--root", str(base / "data"), "--runroot", str(base / "run"), "--tmpdir", str(base / "lib")]
         with served([], ["podman", *places], base, environment) as socket:
-            yield Podman(socket, 0, base / "place", environment)
+            yield Podman(socket, 0, base / "place", [], environment)
 
 
 @contextmanager

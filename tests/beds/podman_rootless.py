@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tests.beds import BedUnavailable
 from tests.beds.podman import Podman, configuration, directory, served
+from tests.users.people import Person
 
 __all__ = ["FIRST_SUBID", "UID", "serving"]
 
@@ -35,9 +36,11 @@ def serving() -> Generator[Podman]:
             "XDG_RUNTIME_DIR": str(state),
             "STORAGE_DRIVER": "overlay",
         }
-        become = ["setpriv", "--reuid", str(UID), "--regid", str(UID), "--clear-groups", "podman"]
-        with served(_view(base), become, base, environment, socket_directory=state) as socket:
-            yield Podman(socket, UID, base / "place", environment)
+        podman = ["setpriv", "--reuid", str(UID), "--regid", str(UID), "--clear-groups", "podman"]
+        with served(_view(base), podman, base, environment, socket_directory=state) as socket:
+            known = f'mount --bind {shlex.quote(str(base / "passwd"))} /etc/passwd; exec "$@"'
+            become = ["unshare", "-m", "sh", "-ec", known, "sh", *Person(UID, UID).command()]
+            yield Podman(socket, UID, base / "place", become, environment)
 
 
 def _view(base: Path) -> list[str]:

@@ -21,8 +21,11 @@ class RuntimeSettings(Group):
         json_schema_extra={"flag": "--runtime"},
     )
     docker_socket: str = Field(
-        default="/var/run/docker.sock",
-        description="Socket of the Docker (or Podman) engine; `DOCKER_HOST` is not read.",
+        default="auto",
+        min_length=1,
+        description="Socket of Docker or Podman; `auto` takes the first that answers of `/var/run/docker.sock`, the "
+        "user's own in `$XDG_RUNTIME_DIR` (`docker.sock`, `podman/podman.sock`) and `/run/podman/podman.sock`. "
+        "`DOCKER_HOST` is not read.",
     )
     registry_auth_file: Path | None = Field(
         default=None, description="Credentials for image registries, in the form of `~/.docker/config.json`."

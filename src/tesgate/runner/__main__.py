@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     agent.add_argument("--disk-gb", type=float)
     agent.add_argument("--label", dest="labels", type=_label, action="append", default=[], metavar="NAME=VALUE")
     agent.add_argument("--idle-exit", type=float, metavar="SECONDS", help="end after so long without gateway and work")
-    agent.add_argument("--docker-socket", default="/var/run/docker.sock")
+    agent.add_argument("--docker-socket", default="auto", help="of Docker or Podman; auto: where they usually are")
     agent.add_argument("--auth-file", help="config.json with credentials for registries")
     agent.add_argument("--network", help="the engine network that tasks get by default")
     agent.add_argument("--ca-file", help="certificate authorities to trust for the gateway")

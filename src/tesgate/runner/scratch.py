@@ -275,6 +275,21 @@ class Scratch:
         with open(fd, "w", encoding="utf-8") as file:
             file.write(name)
 
+    def recall_socket(self) -> Optional[str]:
+        """Return the socket of the engine that attempts here run on; None where none was found, or there are none."""
+        try:
+            with open(os.path.join(self.root, "socket"), encoding="utf-8") as file:
+                return (file.read().strip() or None) if self.names() else None
+        except FileNotFoundError:
+            return None
+
+    def record_socket(self, path: str) -> None:
+        """Record it."""
+        place = os.path.join(self.root, "socket")
+        fd = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        with open(fd, "w", encoding="utf-8") as file:
+            file.write(path)
+
     # -- contact with a gateway --------------------------------------------------------------------------------
 
     def note_contact(self) -> None:

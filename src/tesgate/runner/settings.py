@@ -31,7 +31,8 @@ class AgentSettings:
     labels: Dict[str, str] = field(default_factory=dict)
     idle_exit: Optional[float] = None
     """End after so long without a gateway and without unfinished attempts."""
-    docker_socket: str = "/var/run/docker.sock"
+    docker_socket: str = "auto"
+    """Of Docker or Podman. ``auto`` looks at the usual places (`runtime.sockets.places`)."""
     auth_file: Optional[str] = None
     """A ``config.json`` with the credentials of registries."""
     network: Optional[str] = None

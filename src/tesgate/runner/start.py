@@ -125,7 +125,9 @@ def open_runtime(settings: AgentSettings, scratch: Scratch, exec_path: str) -> R
 
         return DockerRuntime(
             identity=identity,
-            socket=settings.docker_socket,
+            # Attempts stay with the engine that they were begun on, whichever answers first today.
+            socket=(settings.docker_socket == "auto" and scratch.recall_socket()) or settings.docker_socket,
+            found=scratch.record_socket,
             exec_path=exec_path,
             auth_file=settings.auth_file,
             settings=None if settings.network is None else ContainerSettings(network=settings.network),

@@ -1,4 +1,4 @@
-"""Runs steps as containers of a Docker Engine API (Docker itself; Podman's socket speaks it too)."""
+"""Runs steps as containers of a Docker Engine API: Docker's own, or Podman's service, rootful and rootless."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import re
 import time
 from contextlib import suppress
-from typing import Any, AsyncIterator, Dict, List, Optional, Tuple
+from typing import Any, AsyncIterator, Callable, Dict, List, Optional, Tuple
 
 from .base import (
     Collect,
@@ -51,10 +51,11 @@ class DockerRuntime:
         auth_file: Optional[str] = None,
         settings: Optional[ContainerSettings] = None,
         image_facts_for: float = 30.0,
+        found: Optional[Callable[[str], None]] = None,
     ) -> None:
         """`identity`: labels that every container of this agent carries, and by which `names` and `ended` find them.
 
-        `exec_path`: host path of the exec binary (only `own` uses it). `image_facts_for`: seconds that what is known of
+        `socket`: ``auto`` looks for one; `found` is told which it was. `exec_path`: host path of the exec binary (only `own` uses it). `image_facts_for`: seconds that what is known of
         an image is believed.
         """
         if not identity:
@@ -63,7 +64,7 @@ class DockerRuntime:
         self._identity = dict(identity)
         self._settings = ContainerSettings(**{**vars(base), "labels": {**base.labels, **identity}})
         self._exec_path = exec_path
-        self._engine = Engine(socket)
+        self._engine = Engine(socket, found=found)
         self._images = Images(self._engine, auth_file=auth_file, keep=image_facts_for)
         self._files = ContainerFiles(self._engine)
         self._facts: Optional[RuntimeFacts] = None
@@ -194,7 +195,7 @@ class DockerRuntime:
                     found = self._inspect(spec.name)
                     if found is not None and found["State"].get("Status") != "removing":
                         self._check_ours(spec.name, found)
-                        return [], _started(found)
+                        return notes, _started(found)
                     if time.monotonic() < deadline:
                         time.sleep(0.1)  # its removal is under way
                         continue
