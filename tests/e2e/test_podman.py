@@ -1,4 +1,4 @@
-"""Whole tasks on Podman, of root and of an ordinary user: files in and out whoever writes them, cancel, an agent's death."""
+"""Whole tasks on Podman, of root and of an ordinary user: files in and out, whoever writes them, cancel, a death."""
 
 from __future__ import annotations
 

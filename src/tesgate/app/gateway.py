@@ -31,7 +31,7 @@ from tesgate.metrics import Metrics, Sample
 from tesgate.model.intake import IntakeRules
 from tesgate.model.planning import GB, Need, PlanSettings, build_plan
 from tesgate.model.retries import Retries
-from tesgate.runner.plan import Plan, RunAs, UrlPolicy
+from tesgate.runner.plan import Keep, Plan, RunAs, UrlPolicy
 from tesgate.services.attempts import AttemptService, Policy
 from tesgate.services.tasks import Tasks
 from tesgate.services.timing import Timing
@@ -359,9 +359,12 @@ class Gateway:
 def _plan_settings(settings: Settings, deployment: str) -> PlanSettings:
     runtime = settings.runtime
     run_as = RunAs(policy=runtime.run_as)
-    if ":" in runtime.run_as:
-        uid, _, gid = runtime.run_as.partition(":")
-        run_as = RunAs(policy="fixed", uid=int(uid), gid=int(gid))
+    if runtime.run_as[0].isdigit():
+        users, _, gid = runtime.run_as.partition(":")
+        first, dash, last = users.partition("-")
+        run_as = RunAs(
+            policy="fixed", uid=int(first), gid=int(gid) if gid else None, last_uid=int(last) if dash else None
+        )
     defaults = settings.defaults
     return PlanSettings(
         deployment=deployment,
@@ -378,4 +381,9 @@ def _plan_settings(settings: Settings, deployment: str) -> PlanSettings:
         grace=settings.control.cancel_grace,
         tail_bytes=settings.logs.tail_bytes,
         log_bytes=settings.logs.max_bytes,
+        home=runtime.home,
+        shm_bytes=None if runtime.shm_gb is None else round(runtime.shm_gb * GB),
+        labels=runtime.labels,
+        limits_off=tuple(runtime.limits_off),
+        keep=Keep(seconds=runtime.keep.seconds, failed_only=runtime.keep.which == "failed", most=runtime.keep.most),
     )

@@ -211,6 +211,8 @@ def _agent(gateway: Gateway, url: str) -> LocalAgent:
             command += [name, str(value)]
     for root in settings.file_roots:
         command += ["--root", f"{root.name}={root.path}" + ("" if root.writable else ":ro")]
+        if root.volume is not None:
+            command += ["--root-volume", f"{root.name}={root.volume}"]
     for name, word in agent.labels.items():
         command += ["--label", f"{name}={word}"]
     identity = hashlib.sha256("\0".join([__version__, *command]).encode()).hexdigest()

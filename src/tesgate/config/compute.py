@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, field_validator
+from pydantic_settings import NoDecode
 
-from tesgate.config.types import Group, Seconds
+from tesgate.config.types import Group, Seconds, words
 
-__all__ = ["AgentSettings", "Defaults", "RuntimeSettings", "TimeoutSettings"]
+__all__ = ["AgentSettings", "Defaults", "KeepSettings", "RuntimeSettings", "TimeoutSettings"]
+
+_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
+
+
+class KeepSettings(Group):
+    """Ended attempts that agents keep for people who look for a mistake: containers and scratch directories.
+
+    They take room on the agent's disk, and hold what the tasks held.
+    """
+
+    seconds: float = Field(default=0.0, ge=0, description="How long (seconds); 0 keeps none.")
+    which: Literal["failed", "all"] = Field(
+        default="failed", description="`failed`: those that did not end well; canceled ones are never kept."
+    )
+    most: int = Field(default=20, ge=1, description="Attempts on one agent at most; the oldest go first.")
 
 
 class RuntimeSettings(Group):
@@ -38,13 +55,48 @@ class RuntimeSettings(Group):
     pull_policy: Literal["missing", "always", "never"] = Field(default="missing", description="When images are pulled.")
     run_as: str = Field(
         default="auto",
-        pattern=r"^(auto|image|agent|\d{1,10}:\d{1,10})$",
-        description="Who the commands are: `image` (the image's own user), `agent` (the agent's user), `UID:GID`, or "
-        "`auto` (`image` where the agent is root, else `agent`).",
+        pattern=r"^(auto|image|agent|\d{1,9}:\d{1,9}|\d{1,9}-\d{1,9}(:\d{1,9})?)$",
+        description="Who the commands are: `image` (the image's own user), `agent` (the agent's user; on a rootless "
+        "engine root in the container, who is that user outside), `UID:GID`, a range `FIRST-LAST` or `FIRST-LAST:GID` "
+        "(each attempt on an agent has a user of its own; without GID the group has the user's number), or `auto` "
+        "(`image` where the agent is root, else `agent`).",
     )
+    home: str | None = Field(
+        default=None,
+        pattern=r"^/[^\x00:]*$",
+        description="HOME of commands whose task sets none; null: `/tmp` where `run_as` gives a user, else what the "
+        "image says.",
+    )
+    shm_gb: float | None = Field(
+        default=None, gt=0, description="Size of `/dev/shm` (GB); null: 64 MiB. It counts into a task's memory."
+    )
+    labels: dict[str, str] = Field(default={}, description="Labels on every container, beside tesgate's own.")
+    limits_off: Annotated[list[Literal["cpu", "memory", "disk", "pids"]], NoDecode, BeforeValidator(words)] = Field(
+        default=[],
+        description="Limits that are not enforced. What a task needs still counts where it is placed.",
+    )
+    keep: KeepSettings = KeepSettings()
     pids: int | None = Field(
         default=4096, ge=16, description="Processes that one executor may have at most; null: no limit."
     )
+
+    @field_validator("labels")
+    @classmethod
+    def _free_labels(cls, value: dict[str, str]) -> dict[str, str]:
+        for name in value:
+            if not _LABEL.fullmatch(name) or name.startswith("tesgate."):
+                raise ValueError(
+                    f"{name!r} must begin with a letter or digit, hold no space, and not begin with `tesgate.`"
+                )
+        return value
+
+    @field_validator("run_as")
+    @classmethod
+    def _range(cls, value: str) -> str:
+        first, dash, last = value.partition(":")[0].partition("-")
+        if dash and not 0 < int(first) <= int(last):
+            raise ValueError("a range must begin above 0 and not end before it begins")
+        return value
 
 
 class TimeoutSettings(Group):

@@ -9,6 +9,7 @@ import os
 import socket
 import sys
 import time
+from dataclasses import replace
 from typing import Any, Dict, List, Optional
 
 import anyio
@@ -77,6 +78,15 @@ def _parser() -> argparse.ArgumentParser:
     agent.add_argument("--scratch", required=True, help="directory of its own, on a file system that may hold programs")
     agent.add_argument("--runtime", choices=("auto", "docker", "bubblewrap", "none"), default="docker")
     agent.add_argument("--root", dest="roots", type=_root, action="append", default=[], metavar="NAME=PATH[:ro]")
+    agent.add_argument(
+        "--root-volume",
+        dest="volumes",
+        type=_label,
+        action="append",
+        default=[],
+        metavar="NAME=VOLUME",
+        help="the root NAME is a named volume of the engine",
+    )
     agent.add_argument("--pool", default="default")
     agent.add_argument("--cpus", type=float, help="offer so many cores instead of what is there")
     agent.add_argument("--ram-gb", type=float)
@@ -99,12 +109,13 @@ def main(argv: Optional[List[str]] = None) -> int:
     handler.setFormatter(_Lines())
     logging.basicConfig(level=given.log_level.upper(), handlers=[handler])
     logging.getLogger("urllib3").setLevel(logging.ERROR)
+    volumes = dict(given.volumes)
     settings = AgentSettings(
         url=given.url,
         token_file=given.token_file,
         scratch=given.scratch,
         runtime=given.runtime,
-        roots=given.roots,
+        roots=[replace(root, volume=volumes.get(root.name)) for root in given.roots],
         pool=given.pool,
         cpus=given.cpus,
         ram_gb=given.ram_gb,

@@ -114,6 +114,10 @@ class Root:
     name: str
     path: str
     writable: bool = True
+    volume: Optional[str] = None
+    """The engine's named volume that it is."""
+    real: Optional[str] = None
+    """Where it lies on the agent's host, where that is not `path`."""
 
 
 @dataclass

@@ -17,6 +17,7 @@ from typing import List, Optional, Tuple
 from . import clock, wire
 from .journal import Journal
 from .plan import Plan
+from .users import Users
 
 __all__ = ["Scratch", "ScratchError", "ScratchLocked", "remove_tree"]
 
@@ -45,6 +46,7 @@ class Scratch:
         self.root = os.path.realpath(root)
         self.attempts = os.path.join(self.root, "attempts")
         self.tombstones = os.path.join(self.root, "tombstones")
+        self.users = Users(os.path.join(self.root, "users"))
         self._lock: Optional[int] = None
         self._had_space = True
         try:
@@ -219,6 +221,7 @@ class Scratch:
             os.rename(path, os.path.join(self.attempts, ".gone-%s-%s" % (name, secrets.token_hex(4))))
         for grave in self.remains(name):
             remove_tree(grave)
+        self.users.release(name)
 
     def remains(self, name: str) -> List[str]:
         """Return what `remove` could not remove of this attempt (files of another user)."""
@@ -230,6 +233,8 @@ class Scratch:
         for name in os.listdir(self.attempts):
             if name.startswith((".new-", ".gone-")):
                 remove_tree(os.path.join(self.attempts, name))
+        kept = os.path.join(self.root, "kept")
+        self.users.sweep({*self.names(), *(os.listdir(kept) if os.path.isdir(kept) else [])})
         oldest = time.time() - _TOMBSTONES_KEPT
         for entry in os.scandir(self.tombstones):
             if entry.stat(follow_symlinks=False).st_mtime < oldest:

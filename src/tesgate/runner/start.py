@@ -14,14 +14,17 @@ from . import exec as exec_program
 from .absent import AbsentRuntime
 from .agent import EXIT_LOCKED, EXIT_OK, EXIT_SCRATCH, EXIT_SUPERSEDED, Agent
 from .gateway import GatewayClient
+from .kept import Kept
 from .plan import Plan
 from .runtime.base import Runtime, RuntimeFault
+from .runtime.sockets import AUTO
 from .scratch import Scratch, ScratchError, ScratchLocked
 from .settings import AgentSettings
 from .step import user_of
 from .storages import storages_of
 from .transfer.copying import process_umask
 from .transfer.stage import Stager
+from .volumes import VolumeError, resolve_volumes
 from .watch import Watch
 from .work import Tools
 
@@ -52,6 +55,15 @@ async def run_agent(settings: AgentSettings) -> int:
         if settings.runtime == "auto":
             settings = dataclasses.replace(settings, runtime=await _choose(settings, scratch, exec_path))
         runtime = open_runtime(settings, scratch, exec_path)
+        kept = Kept(scratch, runtime)
+        try:
+            roots = await anyio.to_thread.run_sync(
+                resolve_volumes, settings.roots, _socket(settings, scratch), scratch.record_socket
+            )
+        except VolumeError as exc:
+            _log.error("%s", exc)
+            return EXIT_SCRATCH
+        settings = dataclasses.replace(settings, roots=roots)
         tools = Tools(
             client=client,
             runtime=runtime,
@@ -59,10 +71,15 @@ async def run_agent(settings: AgentSettings) -> int:
             exec_path=exec_path,
             stager=_Stagers(settings, client),
             host=settings.host,
+            kept=kept,
             removals=anyio.CapacityLimiter(2),
         )
         try:
-            return await Agent(settings=settings, scratch=scratch, client=client, tools=tools).run()
+            async with anyio.create_task_group() as group:
+                group.start_soon(kept.run)
+                code = await Agent(settings=settings, scratch=scratch, client=client, tools=tools).run()
+                group.cancel_scope.cancel()
+            return code
         finally:
             client.close()
             watch.close()
@@ -115,6 +132,11 @@ class _Stagers:
         )
 
 
+def _socket(settings: AgentSettings, scratch: Scratch) -> str:
+    """Attempts stay with the engine that they were begun on, whichever answers first today."""
+    return (settings.docker_socket == AUTO and scratch.recall_socket()) or settings.docker_socket
+
+
 def open_runtime(settings: AgentSettings, scratch: Scratch, exec_path: str) -> Runtime:
     """Return the runtime that the settings name; nothing is asked of it yet."""
     # By scratch root, not by instance: whoever lost the instance still knows what is its own to remove.
@@ -125,8 +147,7 @@ def open_runtime(settings: AgentSettings, scratch: Scratch, exec_path: str) -> R
 
         return DockerRuntime(
             identity=identity,
-            # Attempts stay with the engine that they were begun on, whichever answers first today.
-            socket=(settings.docker_socket == "auto" and scratch.recall_socket()) or settings.docker_socket,
+            socket=_socket(settings, scratch),
             found=scratch.record_socket,
             exec_path=exec_path,
             auth_file=settings.auth_file,

@@ -205,6 +205,12 @@ class Runtime(Protocol):
     async def remove(self, name: str) -> None:
         """Kill it and leave nothing of it. Idempotent."""
 
+    async def keep(self, name: str) -> None:
+        """Set an ended step aside as ``kept-`` + name: `names` shows it no more, `remove` by the new name removes it.
+
+        Idempotent. A runtime that has nothing to look at afterwards removes it.
+        """
+
     async def collect(self, name: str, items: List[Collect], root: str) -> List[str]:
         """Copy `items` out of the ended container's own file system to `root` + path; returns notes."""
 
@@ -218,7 +224,7 @@ class Runtime(Protocol):
         """Names of steps that have ended: a wake-up, never authoritative. ``""``: look at everything again."""
 
     async def names(self, prefix: str) -> List[str]:
-        """All steps of ours whose name begins with `prefix`, whatever their state."""
+        """All steps of ours whose name begins with `prefix`, whatever their state; kept ones only by ``kept-``."""
 
     async def own(self, image: str, paths: List[str], uid: int, gid: int) -> None:
         """Give host `paths` (recursively) to uid:gid, where the agent itself has no right to."""

@@ -141,8 +141,8 @@ _MISREAD = re.compile(r"[,\"\r\n]")
 def mounts(binds: List[Bind], engine: RuntimeFacts) -> Dict[str, Any]:
     """What `binds` are in a ``HostConfig``. Raises `StepRefused`.
 
-    Podman makes ``source=...,target=...`` of each entry of the Mounts API, where a comma in a path would begin an option
-    of the task's choosing. Such paths go the older way, which has a colon between.
+    Podman makes ``source=...,target=...`` of each entry of the Mounts API, where a comma in a path would begin an
+    option of the task's choosing. Such paths go the older way, which has a colon between.
     """
     plain: List[Dict[str, Any]] = []
     older: List[str] = []
@@ -152,8 +152,8 @@ def mounts(binds: List[Bind], engine: RuntimeFacts) -> Dict[str, Any]:
             continue
         if any(":" in path or "\\" in path for path in (bind.source, bind.target)):
             raise StepRefused(
-                "%r cannot be mounted: this engine takes no path that holds a comma, quote or line break beside a colon "
-                "or backslash." % bind.target
+                "%r cannot be mounted: this engine takes no path with a comma, quote or line break beside a colon or "
+                "backslash." % bind.target
             )
         options = "ro,rprivate" if bind.read_only else "rw,rprivate"
         older.append("%s:%s:%s" % (bind.source, bind.target, options))

@@ -55,8 +55,8 @@ class DockerRuntime:
     ) -> None:
         """`identity`: labels that every container of this agent carries, and by which `names` and `ended` find them.
 
-        `socket`: ``auto`` looks for one; `found` is told which it was. `exec_path`: host path of the exec binary (only `own` uses it). `image_facts_for`: seconds that what is known of
-        an image is believed.
+        `socket`: ``auto`` looks for one; `found` is told which it was. `exec_path`: host path of the exec binary (only
+        `own` uses it). `image_facts_for`: seconds that what is known of an image is believed.
         """
         if not identity:
             raise ValueError("identity must name at least one label")
@@ -124,6 +124,10 @@ class DockerRuntime:
         """`Runtime.remove`, with the image's anonymous volumes."""
         await self._engine.call(self._remove, name, slow=True)
 
+    async def keep(self, name: str) -> None:
+        """`Runtime.keep`: under another name it is neither adopted nor removed as an orphan."""
+        await self._engine.call(self._rename, name, "kept-" + name)
+
     async def collect(self, name: str, items: List[Collect], root: str) -> List[str]:
         """`Runtime.collect`. A pattern finds what the step added or changed, not the image's own files."""
         return await self._files.collect(name, items, root)
@@ -143,7 +147,8 @@ class DockerRuntime:
         except EngineError as error:
             raise EngineUnavailable("The engine could not list containers (%s)." % error.message) from error
         found = [(entry.get("Names") or [""])[0].lstrip("/") for entry in answer.json() or []]
-        return sorted(name for name in found if name.startswith(prefix))
+        kept = prefix.startswith("kept-")
+        return sorted(name for name in found if name.startswith(prefix) and name.startswith("kept-") == kept)
 
     def ended(self) -> AsyncIterator[str]:
         """`Runtime.ended`, from the engine's event stream; it is opened anew whenever it ends."""
@@ -250,6 +255,13 @@ class DockerRuntime:
                         "The container %s could not be removed (%s)." % (name, error.message)
                     ) from error
                 time.sleep(0.2)
+
+    def _rename(self, name: str, wanted: str) -> None:
+        try:
+            self._engine.request("POST", "/containers/%s/rename" % in_path(name), {"name": wanted})
+        except EngineError as error:
+            if error.status != 404:
+                raise EngineUnavailable("The container %s could not be kept (%s)." % (name, error.message)) from error
 
     def _kill(self, name: str) -> None:
         """KILL what runs: Podman's removal by force would ask politely first, and wait."""

@@ -18,8 +18,8 @@ def engine_facts(
 ) -> RuntimeFacts:
     """The facts of an engine from its ``/version`` and ``/info``.
 
-    `libpod`: what it says at ``/libpod/info``, where it has that (Podman): there alone it tells which control groups its
-    user has. `owner`: the host's user whose socket it is.
+    `libpod`: what it says at ``/libpod/info``, where it has that (Podman): there alone it tells which control groups
+    its user has. `owner`: the host's user whose socket it is.
     """
     security = [str(option) for option in info.get("SecurityOptions") or []]
     rootless = any("rootless" in option for option in security) or bool(info.get("Rootless"))
