@@ -16,8 +16,9 @@ from tests.e2e.harness import Gateway, sh, wait_for
 pytestmark = pytest.mark.timeout(180)
 
 
-@pytest.fixture(scope="module", params=["podman", "podman_rootless"])
+@pytest.fixture(scope="module", params=os.environ.get("TESGATE_TEST_PODMAN", "podman_rootless").split(","))
 def bed(request: pytest.FixtureRequest) -> Podman:
+    """The ordinary user's. Root's is nearer to Docker, and has the contract's tests: TESGATE_TEST_PODMAN=podman."""
     found: Podman = request.getfixturevalue(request.param)
     return found
 

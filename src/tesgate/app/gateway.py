@@ -385,5 +385,5 @@ def _plan_settings(settings: Settings, deployment: str) -> PlanSettings:
         shm_bytes=None if runtime.shm_gb is None else round(runtime.shm_gb * GB),
         labels=runtime.labels,
         limits_off=tuple(runtime.limits_off),
-        keep=Keep(seconds=runtime.keep.seconds, failed_only=runtime.keep.which == "failed", most=runtime.keep.most),
+        keep=Keep(seconds=runtime.keep_seconds, failed_only=runtime.keep_which == "failed", most=runtime.keep_most),
     )

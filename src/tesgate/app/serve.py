@@ -204,6 +204,8 @@ def _agent(gateway: Gateway, url: str) -> LocalAgent:
     ]
     if runtime.network != "default":
         command += ["--network", runtime.network]
+    if runtime.user_namespace is not None:
+        command += ["--user-namespace", runtime.user_namespace]
     if runtime.registry_auth_file is not None:
         command += ["--auth-file", str(runtime.registry_auth_file)]
     for name, value in (("--cpus", agent.cpus), ("--ram-gb", agent.ram_gb), ("--disk-gb", agent.disk_gb)):

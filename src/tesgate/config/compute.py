@@ -11,22 +11,9 @@ from pydantic_settings import NoDecode
 
 from tesgate.config.types import Group, Seconds, words
 
-__all__ = ["AgentSettings", "Defaults", "KeepSettings", "RuntimeSettings", "TimeoutSettings"]
+__all__ = ["AgentSettings", "Defaults", "RuntimeSettings", "TimeoutSettings"]
 
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
-
-
-class KeepSettings(Group):
-    """Ended attempts that agents keep for people who look for a mistake: containers and scratch directories.
-
-    They take room on the agent's disk, and hold what the tasks held.
-    """
-
-    seconds: float = Field(default=0.0, ge=0, description="How long (seconds); 0 keeps none.")
-    which: Literal["failed", "all"] = Field(
-        default="failed", description="`failed`: those that did not end well; canceled ones are never kept."
-    )
-    most: int = Field(default=20, ge=1, description="Attempts on one agent at most; the oldest go first.")
 
 
 class RuntimeSettings(Group):
@@ -61,6 +48,11 @@ class RuntimeSettings(Group):
         "(each attempt on an agent has a user of its own; without GID the group has the user's number), or `auto` "
         "(`image` where the agent is root, else `agent`).",
     )
+    user_namespace: Literal["host", "keep-id"] | None = Field(
+        default=None,
+        description="User namespace of containers: `keep-id` (rootless Podman: the agent's user has its own number inside "
+        "too), `host`, or null: the engine's own.",
+    )
     home: str | None = Field(
         default=None,
         pattern=r"^/[^\x00:]*$",
@@ -75,7 +67,20 @@ class RuntimeSettings(Group):
         default=[],
         description="Limits that are not enforced. What a task needs still counts where it is placed.",
     )
-    keep: KeepSettings = KeepSettings()
+    keep_seconds: float = Field(
+        default=0.0,
+        ge=0,
+        description="How long agents keep an ended attempt for people who look for a mistake (seconds): its containers "
+        "and its scratch directory, with all that the task held; 0 keeps none.",
+    )
+    keep_which: Literal["failed", "all"] = Field(
+        default="failed", description="`failed`: those that did not end well; canceled ones are never kept."
+    )
+    keep_most: int = Field(
+        default=20,
+        ge=1,
+        description="Attempts that one agent keeps at most; the oldest go first, all when disk is short.",
+    )
     pids: int | None = Field(
         default=4096, ge=16, description="Processes that one executor may have at most; null: no limit."
     )

@@ -96,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     agent.add_argument("--docker-socket", default="auto", help="of Docker or Podman; auto: where they usually are")
     agent.add_argument("--auth-file", help="config.json with credentials for registries")
     agent.add_argument("--network", help="the engine network that tasks get by default")
+    agent.add_argument("--user-namespace", choices=("host", "keep-id"), help="of containers, if not the engine's own")
     agent.add_argument("--ca-file", help="certificate authorities to trust for the gateway")
     agent.add_argument("--host-name", help="what to call this host", default=None)
     agent.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
@@ -125,6 +126,7 @@ def main(argv: Optional[List[str]] = None) -> int:
         docker_socket=given.docker_socket,
         auth_file=given.auth_file,
         network=given.network,
+        user_namespace=given.user_namespace,
         ca_file=given.ca_file,
         host=given.host_name or socket.gethostname(),
         version=_version(),

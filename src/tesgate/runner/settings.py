@@ -37,6 +37,8 @@ class AgentSettings:
     """A ``config.json`` with the credentials of registries."""
     network: Optional[str] = None
     """The engine network that tasks get by default."""
+    user_namespace: Optional[str] = None
+    """The engine's word for the user namespace of containers, such as ``keep-id`` (Podman)."""
     ca_file: Optional[str] = None
     """Trust these authorities for the gateway's certificate instead of the system's."""
     host: str = field(default_factory=socket.gethostname)

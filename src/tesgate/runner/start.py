@@ -151,7 +151,9 @@ def open_runtime(settings: AgentSettings, scratch: Scratch, exec_path: str) -> R
             found=scratch.record_socket,
             exec_path=exec_path,
             auth_file=settings.auth_file,
-            settings=None if settings.network is None else ContainerSettings(network=settings.network),
+            settings=ContainerSettings(
+                network=settings.network or "bridge", user_namespace=settings.user_namespace or ""
+            ),
         )
     if settings.runtime == "bubblewrap":
         from .runtime.bubblewrap import BubblewrapRuntime
