@@ -50,8 +50,8 @@ class RuntimeSettings(Group):
     )
     user_namespace: Literal["host", "keep-id"] | None = Field(
         default=None,
-        description="User namespace of containers: `keep-id` (rootless Podman: the agent's user has its own number inside "
-        "too), `host`, or null: the engine's own.",
+        description="User namespace of containers: `keep-id` (rootless Podman: the agent's user has its own number "
+        "inside too), `host`, or null: the engine's own.",
     )
     home: str | None = Field(
         default=None,

@@ -75,7 +75,7 @@ async def test_a_path_is_no_option_of_a_mount(engine_house: House, tmp_path: Pat
     (secret / "key").write_text("secret")
     target = f"/x,source={secret},rw"
     spec = engine_house.spec(
-        "cat /x/key '%s/key' > /work/leak; ls -d /x,* > /work/out" % target,
+        f"cat /x/key '{target}/key' > /work/leak; ls -d /x,* > /work/out",
         binds=[Bind(str(engine_house.attempt / "rw/work"), target)],
     )
     assert (await engine_house.run(spec)).exit_code == 0
@@ -105,7 +105,7 @@ async def test_volumes_are_found(engine_house: House, request: pytest.FixtureReq
             resolve_volumes([Root(name="data", path="/data", volume="nothing-there")], socket, lambda _: None)
     finally:
         assert engine_call(socket, "DELETE", f"/v1.41/volumes/{name}")[0] == 204
-    with pytest.raises(VolumeError, match="No container engine|does not answer"):
+    with pytest.raises(VolumeError, match="does not answer"):
         resolve_volumes([root], "/nowhere/engine.sock", lambda _: None)
 
 
