@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from tesgate.config.compute import AgentSettings, Defaults, RuntimeSettings, TimeoutSettings
+from tesgate.config.drs import DrsHost, DrsSettings
 from tesgate.config.keeping import ControlSettings, LogSettings, PoolSettings, RetentionSettings, RetrySettings
 from tesgate.config.s3 import S3Endpoint, S3Grant, S3Settings
 from tesgate.config.serving import (
@@ -30,6 +31,8 @@ __all__ = [
     "ControlSettings",
     "CorsSettings",
     "Defaults",
+    "DrsHost",
+    "DrsSettings",
     "FileRoot",
     "Limits",
     "LogSettings",
@@ -103,6 +106,7 @@ class Settings(BaseSettings):
     runtime: RuntimeSettings = RuntimeSettings()
     url_policy: UrlPolicySettings = UrlPolicySettings()
     s3: S3Settings = S3Settings()
+    drs: DrsSettings = DrsSettings()
     limits: Limits = Limits()
     defaults: Defaults = Defaults()
     timeouts: TimeoutSettings = TimeoutSettings()

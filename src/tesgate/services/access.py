@@ -32,6 +32,8 @@ from tesgate.runner.access import (
     StoreQuestion,
     Upload,
 )
+from tesgate.services.drs import DrsAnswers
+from tesgate.storage.drs.names import below as drs_below
 from tesgate.storage.s3 import objects
 from tesgate.storage.s3.endpoints import Endpoints
 from tesgate.storage.s3.store import ObjectStore, StoreFault
@@ -75,7 +77,8 @@ class _Urls:
     outputs: list[Location] = field(default_factory=list)
     words: set[str] = field(default_factory=set)
     """URLs of all kinds, as the task has them."""
-    outer: list[str] = field(default_factory=list)
+    reads: set[str] = field(default_factory=set)
+    """Those of inputs."""
     directories: dict[Location, bool] = field(default_factory=dict)
     """Of FILE inputs that were asked for below: whether they are directories."""
 
@@ -110,9 +113,12 @@ class _Refused(Exception):
 class AccessService:
     """Answers one message after the other; keeps nothing that a restart would miss."""
 
-    def __init__(self, *, uploads: UploadStore, endpoints: Endpoints, logins: Logins | None = None) -> None:
+    def __init__(
+        self, *, uploads: UploadStore, endpoints: Endpoints, drs: DrsAnswers, logins: Logins | None = None
+    ) -> None:
         self._uploads = uploads
         self._endpoints = endpoints
+        self._drs = drs
         self._logins = logins
         self._known: OrderedDict[str, _Urls] = OrderedDict()
 
@@ -238,14 +244,42 @@ class AccessService:
         raise UrlRefused("is no input of this task; it lies below one that is a file")
 
     async def _look(self, asker: _Asker, url: str) -> Found:
+        if _is_drs(url):
+            self._check_drs(asker, url)
+            return await self._drs.look(url, **self._for_drs(asker))
         store, at, directory = await self._readable(asker, url)
         found = await objects.look(store, at, directory=directory)
         found.url = url
         return found
 
     async def _page(self, asker: _Asker, question: ListQuestion) -> Page:
+        if _is_drs(question.url):
+            self._check_drs(asker, question.url)
+            return await self._drs.page(question, **self._for_drs(asker))
         store, at, _ = await self._readable(asker, question.url)
         return await objects.page(store, at, after=question.after, limit=question.limit)
+
+    def _check_drs(self, asker: _Asker, url: str) -> None:
+        """Below a bundle lies what it holds; what a blob is, only its server knows."""
+        if not any(_is_drs(word) and drs_below(url, word) is not None for word in asker.urls.reads):
+            raise UrlRefused("is no input of this task")
+
+    def _for_drs(self, asker: _Asker) -> dict[str, Any]:
+        async def read(url: str) -> Found | None:
+            try:
+                at = parse(url)
+                store = self._endpoints.find(at, "read", owner=asker.attempt.owner, groups=asker.groups)
+            except UrlRefused:
+                return None
+            found = await objects.look(store, at, directory=False)
+            return found if found.kind == "file" else None
+
+        return {
+            "owner": asker.attempt.owner,
+            "groups": asker.groups,
+            "until": asker.began + DEADLINE - MARGIN,
+            "read": read,
+        }
 
     # outputs
 
@@ -383,6 +417,7 @@ def _urls_of(document: dict[str, Any]) -> _Urls:
         if not url or item.get("content") is not None:
             continue
         urls.words.add(url)
+        urls.reads.add(url)
         try:
             urls.inputs.append((parse(url), item.get("type") == "DIRECTORY"))
         except UrlRefused:
@@ -396,6 +431,10 @@ def _urls_of(document: dict[str, Any]) -> _Urls:
             continue
     urls.words.discard("")
     return urls
+
+
+def _is_drs(url: str) -> bool:
+    return url[:6].lower() == "drs://"
 
 
 def _url(question: Any) -> str:
