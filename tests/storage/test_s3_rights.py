@@ -34,23 +34,20 @@ def with_grants(world: World, *grants: S3Grant, **more: Any) -> None:
     world.__post_init__()
 
 
-TRICKS = [
-    "in2", "in/../secret", "in%2F..%2Fsecret", "in/%2e%2e/secret", "IN", "other", "", "in/./a", "%69n/%2e%2e/x", "i", "in%00",
-]  # fmt: skip
+TRICKS = ["in2", "in/../secret", "in%2F..%2Fsecret", "in/%2e%2e/secret", "IN", "other", "", "in/./a", "i", "in%00"]
 
 
-@pytest.mark.parametrize("key", TRICKS)
-async def test_only_what_the_task_names_and_what_lies_below(room: World, key: str) -> None:
+async def test_only_what_the_task_names_and_what_lies_below(room: World) -> None:
     await room.put("in/a", "secret", "in2", "IN", "other")
     ask = await room.task(inputs=[(room.url("in"), "DIRECTORY")], outputs=[room.url("in")], lease=True)
-    url = room.url(key)
-    (found,) = (await ask(look=[url])).found
-    assert found.fault is not None and found.fault.kind == "refused" and found.get is None
-    page = (await ask(page=ListQuestion(url))).page
-    assert page is not None and page.fault is not None and not page.objects
-    answer = await ask(store=[StoreQuestion(url, 1)], begin=[Upload(url, size=1)])
-    assert answer.faults[0] is not None and not answer.signed[0].url
-    assert answer.uploads[0].fault is not None and not answer.uploads[0].id
+    for url in map(room.url, TRICKS):
+        (found,) = (await ask(look=[url])).found
+        assert found.fault is not None and found.fault.kind == "refused" and found.get is None, url
+        page = (await ask(page=ListQuestion(url))).page
+        assert page is not None and page.fault is not None and not page.objects, url
+        answer = await ask(store=[StoreQuestion(url, 1)], begin=[Upload(url, size=1)])
+        assert answer.faults[0] is not None and not answer.signed[0].url, url
+        assert answer.uploads[0].fault is not None and not answer.uploads[0].id, url
 
 
 async def test_inputs_are_not_written_and_outputs_not_read(room: World) -> None:

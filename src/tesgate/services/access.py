@@ -114,11 +114,19 @@ class AccessService:
     """Answers one message after the other; keeps nothing that a restart would miss."""
 
     def __init__(
-        self, *, uploads: UploadStore, endpoints: Endpoints, drs: DrsAnswers, logins: Logins | None = None
+        self,
+        *,
+        uploads: UploadStore,
+        endpoints: Endpoints,
+        drs: DrsAnswers,
+        logins: Logins | None = None,
+        deadline: float = DEADLINE,
     ) -> None:
+        """`deadline`: seconds for the questions of one message."""
         self._uploads = uploads
         self._endpoints = endpoints
         self._drs = drs
+        self._deadline = deadline
         self._logins = logins
         self._known: OrderedDict[str, _Urls] = OrderedDict()
 
@@ -158,7 +166,7 @@ class AccessService:
                 lambda one: self._complete(asker, one),
                 lambda one, fault: Completion(url=one.url, id=one.id, etags=[], size=one.size, fault=fault),
                 # What is under way when the lease ends is given up; without one each says so.
-                span=min(DEADLINE, asker.lease()) if asker.lease() >= 1.0 else DEADLINE,
+                span=min(self._deadline, asker.lease()) if asker.lease() >= 1.0 else None,
             )
         if request.abort:
             answer.uploads += await self._each(
@@ -193,11 +201,12 @@ class AccessService:
         ask: Callable[[Q], Awaitable[T]],
         refused: Callable[[Q, Fault], T],
         *,
-        span: float = DEADLINE,
+        span: float | None = None,
     ) -> list[T]:
         """Ask some at a time, until the time is over; one that fails stops no other."""
         answers: list[T | None] = [None] * len(questions)
         places = iter(range(len(questions)))
+        failed: list[Exception] = []
 
         async def some() -> None:
             for place in places:
@@ -210,11 +219,17 @@ class AccessService:
                     answers[place] = refused(question, _fault(_url(question), error))
                 except UrlRefused as error:
                     answers[place] = refused(question, Fault(f"{_shown(_url(question))} {error.why}."))
+                except Exception as error:
+                    # The whole message fails by it, as itself and not as one of a group.
+                    failed.append(error)
+                    group.cancel_scope.cancel()
 
-        with anyio.move_on_after(span):
+        with anyio.move_on_after(self._deadline if span is None else span):
             async with anyio.create_task_group() as group:
                 for _ in range(min(AT_ONCE, len(questions))):
                     group.start_soon(some)
+        if failed:
+            raise failed[0]
         late = "has no answer within the time; it is asked for again"
         return [
             refused(question, Fault(f"{_shown(_url(question))} {late}.", "passing")) if answer is None else answer
@@ -277,7 +292,7 @@ class AccessService:
         return {
             "owner": asker.attempt.owner,
             "groups": asker.groups,
-            "until": asker.began + DEADLINE - MARGIN,
+            "until": asker.began + self._deadline - MARGIN,
             "read": read,
         }
 

@@ -1,7 +1,7 @@
 """Reads ``drs://`` URIs: by host name (``drs://host/id``) or compact (``drs://[provider/]namespace:accession``).
 
 https://ga4gh.github.io/data-repository-service-schemas/ (appendices on hostname-based and compact identifier URIs). A
-colon or a slash in a host-based id must be percent-encoded, which is what tells the two apart. What comes behind the id is
+colon or a slash in a host-based id must be percent-encoded, which tells the two apart. What comes behind the id is
 ours: names in a bundle, one for each slash.
 """
 

@@ -98,7 +98,7 @@ class Resolver:
         return found
 
     async def ways(self, found: DrsObject, schemes: Sequence[str], *, until: float) -> AsyncIterator[Access]:
-        """The ways to its bytes, by URLs of these schemes in about this order. Raises `WebFault` where there is none."""
+        """The ways to its bytes, by URLs of these schemes. Raises `WebFault` where there is none."""
         refused: set[str] = set()
         failed: WebFault | None = None
         count = 0

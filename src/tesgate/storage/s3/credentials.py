@@ -72,9 +72,10 @@ class Credentials:
         """A store refused the keys: the next request reads them anew."""
         self._current = None
 
-    def session(self) -> AioSession:
-        """A session whose clients sign with `keys`, whatever they are at that moment."""
+    def session(self, loader: Any) -> AioSession:
+        """A session whose clients sign with `keys`, whatever they are at that moment. `loader`: of botocore's models."""
         session = AioSession()
+        session.register_component("data_loader", loader)
         session.register_component("credential_provider", AioCredentialResolver([_Provider(self)]))
         return session
 
