@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from tesgate.config.s3 import SecretPlace
+from tesgate.config.s3 import SECRET, SecretPlace
 from tesgate.config.types import Group, Words
 
 __all__ = ["DrsHost", "DrsSettings"]
@@ -23,7 +23,9 @@ class DrsHost(Group):
         description="Where its `/ga4gh/drs/v1` lies, such as `https://drs.example.org`; null: `https://` and the host.",
     )
     token: SecretPlace | None = Field(
-        default=None, description="Where a bearer token is (`env:NAME`, `file:/path`); sent to this server alone."
+        default=None,
+        json_schema_extra=SECRET,
+        description="Where a bearer token is (`env:NAME`, `file:/path`); sent to this server alone.",
     )
     who: Words = Field(
         default=["*"],

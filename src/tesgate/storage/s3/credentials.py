@@ -73,7 +73,7 @@ class Credentials:
         self._current = None
 
     def session(self, loader: Any) -> AioSession:
-        """A session whose clients sign with `keys`, whatever they are at that moment. `loader`: of botocore's models."""
+        """A session whose clients sign with `keys`, whatever they are at that moment. `loader`: of its models."""
         session = AioSession()
         session.register_component("data_loader", loader)
         session.register_component("credential_provider", AioCredentialResolver([_Provider(self)]))
