@@ -3,11 +3,13 @@
 from tesgate.config.load import check_bind, is_loopback, load_settings
 from tesgate.config.reference import reference_page, settings_schema
 from tesgate.config.schema import (
+    AgentPool,
     AgentSettings,
     AuthSettings,
     ControlSettings,
     CorsSettings,
     Defaults,
+    DialectSettings,
     DrsHost,
     DrsSettings,
     FileRoot,
@@ -28,11 +30,13 @@ from tesgate.config.schema import (
 )
 
 __all__ = [
+    "AgentPool",
     "AgentSettings",
     "AuthSettings",
     "ControlSettings",
     "CorsSettings",
     "Defaults",
+    "DialectSettings",
     "DrsHost",
     "DrsSettings",
     "FileRoot",

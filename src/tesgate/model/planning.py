@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 from tesgate.model.mounts import Place, mount_table, normal_path
-from tesgate.runner.plan import Executor, Input, Limits, Output, Plan, RunAs, UrlPolicy
+from tesgate.model.wishes import gpus_of
+from tesgate.runner.plan import Executor, Input, Keep, Limits, Output, Plan, RunAs, UrlPolicy
 
 __all__ = ["GB", "Need", "PlanSettings", "build_plan", "local_path", "local_paths", "need"]
 
@@ -54,6 +55,11 @@ class PlanSettings:
     """Seconds between a polite signal and a kill."""
     tail_bytes: int = 10240
     log_bytes: int = 1 << 30
+    home: str | None = None
+    shm_bytes: int | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    limits_off: tuple[str, ...] = ()
+    keep: Keep = field(default_factory=Keep)
 
 
 def need(document: Mapping[str, Any], defaults: Need) -> Need:
@@ -139,6 +145,7 @@ def build_plan(
             # Not every engine can limit it, and a default that kills would surprise.
             disk_bytes=wanted.disk_bytes if asked_disk else None,
             pids=settings.pids,
+            gpus=gpus_of(document.get("resources") or {}),
         ),
         run_as=settings.run_as,
         url_policy=settings.url_policy,
@@ -148,6 +155,11 @@ def build_plan(
         grace=settings.grace,
         tail_bytes=settings.tail_bytes,
         log_bytes=settings.log_bytes,
+        home=settings.home,
+        shm_bytes=settings.shm_bytes,
+        labels=dict(settings.labels),
+        limits_off=list(settings.limits_off),
+        keep=settings.keep,
     )
 
 

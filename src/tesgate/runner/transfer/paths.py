@@ -158,7 +158,9 @@ class Roots:
 
     def __init__(self, roots: Sequence[Root]) -> None:
         self.roots = [
-            RootDir(root.name, "/" + "/".join(split(root.path)), os.path.realpath(root.path), root.writable)
+            RootDir(
+                root.name, "/" + "/".join(split(root.path)), os.path.realpath(root.real or root.path), root.writable
+            )
             for root in roots
         ]
 
