@@ -190,6 +190,13 @@ def python39() -> Generator[Any]:
 
 
 @pytest.fixture(scope="session")
+def s3() -> Generator[Any]:
+    """Two S3 servers (`tests.beds.s3.Servers`)."""
+    with beds.standing("s3") as bed:
+        yield bed
+
+
+@pytest.fixture(scope="session")
 def clients() -> Generator[Any]:
     """Model classes of older clients in an environment of their own (`tests.beds.clients.Clients`)."""
     with beds.standing("clients") as bed:

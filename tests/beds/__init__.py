@@ -30,6 +30,7 @@ NAMES = (
     "podman",
     "podman_rootless",
     "netns",
+    "s3",
 )
 
 

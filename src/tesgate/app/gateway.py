@@ -25,6 +25,7 @@ from tesgate.control.janitor import Janitor, LogKeeper
 from tesgate.control.keeper import Keeper
 from tesgate.control.observer import Observer
 from tesgate.control.supervisor import Supervisor, repeat
+from tesgate.control.uploads import UploadSweeper
 from tesgate.control.watchers import SilenceWatcher, watch_backend
 from tesgate.errors import Gone, Unavailable
 from tesgate.metrics import Metrics, Sample
@@ -34,10 +35,15 @@ from tesgate.model.pools import PoolRule
 from tesgate.model.retries import Retries
 from tesgate.model.wishes import BACKEND_PARAMETERS
 from tesgate.runner.plan import Keep, Plan, RunAs, UrlPolicy
+from tesgate.services.access import AccessService
 from tesgate.services.agents import Agents
 from tesgate.services.attempts import AttemptService, Policy
+from tesgate.services.drs import DrsAnswers
 from tesgate.services.tasks import Tasks
 from tesgate.services.timing import Timing
+from tesgate.storage.drs.resolver import Resolver
+from tesgate.storage.drs.web import JsonWeb
+from tesgate.storage.s3.endpoints import Endpoints
 from tesgate.storage.workspace import Stream, Workspace
 from tesgate.store.agents import AgentStore
 from tesgate.store.attempts import Assigned, AttemptStore, Holder, Order
@@ -48,6 +54,7 @@ from tesgate.store.refusals import refusals
 from tesgate.store.replicas import ReplicaStore
 from tesgate.store.tasks import TaskStore
 from tesgate.store.tokens import TokenStore
+from tesgate.store.uploads import UploadStore
 from tesgate.store.wakes import CHANNELS, Wakes
 
 __all__ = ["LOCAL_AGENT", "Gateway"]
@@ -56,6 +63,9 @@ LOCAL_AGENT = "local-agent"
 """Name of the token of the agent that `serve` starts."""
 
 AGENT_TICK = timedelta(seconds=5)
+
+SWEEP = timedelta(seconds=20)
+"""Between two looks for uploads whose attempt is over."""
 
 
 class Gateway:
@@ -127,6 +137,10 @@ class Gateway:
             metrics=self.metrics,
             timing=self._timing,
         )
+        self._uploads = UploadStore(database=self._database)
+        self._endpoints = Endpoints(settings.s3)
+        self._drs = Resolver(settings.drs, JsonWeb(_url_policy(settings)))
+        self.access_service = AccessService(uploads=self._uploads, endpoints=self._endpoints, drs=DrsAnswers(self._drs))
         self._plan_settings = _plan_settings(settings, opened.deployment)
         self.agent_trouble: Callable[[], str] = lambda: ""
         self._trust = Trust(holder=holder, window=timedelta(seconds=control.trust_window))
@@ -140,7 +154,12 @@ class Gateway:
                 holder = await ReplicaStore(database=opened.database).enter(
                     place.replica_id(), host=socket.gethostname(), roles=settings.roles
                 )
-            yield cls(settings=settings, place=place, opened=opened, holder=holder)
+            gateway = cls(settings=settings, place=place, opened=opened, holder=holder)
+            try:
+                yield gateway
+            finally:
+                await gateway._endpoints.close()
+                await gateway._drs.close()
 
     # for the internal routes
 
@@ -302,6 +321,14 @@ class Gateway:
             interval=timedelta(seconds=control.janitor_interval),
             keep_tasks=None if settings.retention.task_days is None else timedelta(days=settings.retention.task_days),
         )
+        sweeper = UploadSweeper(
+            uploads=self._uploads,
+            endpoints=self._endpoints,
+            replicas=self._replicas,
+            trust=self._trust,
+            interval=min(SWEEP, timedelta(seconds=control.janitor_interval)),
+        )
+        supervisor.add("uploads", lambda: self._repeat("uploads", sweeper.once, sweeper.interval))
         second = timedelta(seconds=1)
         supervisor.add("trust", lambda: self._repeat("trust", keeper.watch_trust, second))
         supervisor.add("drivers", drivers.run)
@@ -367,6 +394,11 @@ class Gateway:
         await self._replicas.leave(self.holder)
 
 
+def _url_policy(settings: Settings) -> UrlPolicy:
+    given = settings.url_policy
+    return UrlPolicy(allow_private=given.allow_private, allowed_hosts=list(given.allowed_hosts))
+
+
 def _plan_settings(settings: Settings, deployment: str) -> PlanSettings:
     runtime = settings.runtime
     run_as = RunAs(policy=runtime.run_as)
@@ -382,9 +414,7 @@ def _plan_settings(settings: Settings, deployment: str) -> PlanSettings:
         defaults=Need(defaults.cpu_cores, round(defaults.ram_gb * GB), round(defaults.disk_gb * GB)),
         pids=runtime.pids,
         run_as=run_as,
-        url_policy=UrlPolicy(
-            allow_private=settings.url_policy.allow_private, allowed_hosts=list(settings.url_policy.allowed_hosts)
-        ),
+        url_policy=_url_policy(settings),
         network=runtime.network,
         pull_policy=runtime.pull_policy,
         timeout=settings.timeouts.task,

@@ -10,7 +10,9 @@ from pydantic import BeforeValidator, Field
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from tesgate.config.compute import AgentPool, AgentSettings, Defaults, RuntimeSettings, TimeoutSettings
+from tesgate.config.drs import DrsHost, DrsSettings
 from tesgate.config.keeping import ControlSettings, LogSettings, PoolSettings, RetentionSettings, RetrySettings
+from tesgate.config.s3 import S3Endpoint, S3Grant, S3Settings
 from tesgate.config.serving import (
     AuthSettings,
     CorsSettings,
@@ -32,6 +34,8 @@ __all__ = [
     "CorsSettings",
     "Defaults",
     "DialectSettings",
+    "DrsHost",
+    "DrsSettings",
     "FileRoot",
     "Limits",
     "LogSettings",
@@ -39,6 +43,9 @@ __all__ = [
     "RetentionSettings",
     "RetrySettings",
     "RuntimeSettings",
+    "S3Endpoint",
+    "S3Grant",
+    "S3Settings",
     "ServerSettings",
     "ServiceSettings",
     "Settings",
@@ -111,6 +118,8 @@ class Settings(BaseSettings):
     cors: CorsSettings = CorsSettings()
     runtime: RuntimeSettings = RuntimeSettings()
     url_policy: UrlPolicySettings = UrlPolicySettings()
+    s3: S3Settings = S3Settings()
+    drs: DrsSettings = DrsSettings()
     limits: Limits = Limits()
     defaults: Defaults = Defaults()
     timeouts: TimeoutSettings = TimeoutSettings()
@@ -150,6 +159,7 @@ class Settings(BaseSettings):
             values = [str(getattr(root, what)) for root in self.file_roots]
             double = sorted({value for value in values if values.count(value) > 1})
             lines.extend(f"file_roots: two roots have the {what} {value!r}; keep one of them" for value in double)
+        lines.extend(self._check_s3())
         if self.auth.mode != "none" and self.runtime.engine == "bubblewrap":
             lines.append(
                 "runtime.engine: bubblewrap is for a single user and cannot be used with auth.mode `tokens`; use "
@@ -167,6 +177,22 @@ class Settings(BaseSettings):
             lines.append(fault)
         if self.logs.tail_bytes > self.logs.max_bytes > 0:
             lines.append(f"logs.tail_bytes: must not be above logs.max_bytes ({self.logs.max_bytes})")
+        return lines
+
+    def _check_s3(self) -> list[str]:
+        endpoints = self.s3.endpoints
+        names = [endpoint.name for endpoint in endpoints]
+        lines = [
+            f"s3.endpoints: two endpoints have the name {name!r}; give each its own"
+            for name in sorted({name for name in names if names.count(name) > 1})
+        ]
+        for endpoint in endpoints:
+            lines.extend(endpoint.check())
+            if self.auth.mode != "none" and not endpoint.access:
+                lines.append(
+                    f"s3.endpoints.{endpoint.name}.access: say who may read and write what; everybody would use the "
+                    "gateway's account"
+                )
         return lines
 
     def _tls_fault(self) -> str | None:
