@@ -10,6 +10,7 @@ from .plan import Plan
 from .report import AttemptRef
 from .transfer.base import Storage
 from .transfer.connect import HttpSettings
+from .transfer.policy import AddressPolicy
 from .transfer.s3 import ObjectStorage
 
 __all__ = ["storages_of"]
@@ -22,4 +23,5 @@ def storages_of(plan: Plan, client: GatewayClient) -> List[Storage]:
     """Make them for one attempt; they ask `client` for what they may not keep (`access`)."""
     ask = partial(client.access, AttemptRef(task=plan.task, attempt=plan.attempt), plan.token)
     settings = HttpSettings(ca_file=client.ca_file, tries=_TRIES)
-    return [ObjectStorage(ask=ask, settings=settings, inputs=plan.inputs)]
+    policy = AddressPolicy(plan.url_policy)
+    return [ObjectStorage(ask=ask, settings=settings, inputs=plan.inputs, policy=policy)]
