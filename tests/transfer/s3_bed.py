@@ -16,6 +16,7 @@ import anyio
 from tesgate.runner.plan import Input, Output, UrlPolicy
 from tesgate.runner.report import OutputFile
 from tesgate.runner.transfer.connect import HttpSettings
+from tesgate.runner.transfer.policy import AddressPolicy
 from tesgate.runner.transfer.s3 import ObjectStorage
 from tesgate.runner.transfer.stage import Prepared, Stager
 from tests.transfer.s3_proxy import Fault, proxy_of
@@ -59,7 +60,8 @@ class Objects:
         self.prepared: Prepared | None = None
 
     def stager(self, inputs: list[Input] | None = None) -> Stager:
-        storage = ObjectStorage(ask=self.signing, settings=self.settings, inputs=inputs or [])
+        policy = AddressPolicy(UrlPolicy(allowed_hosts=["127.0.0.1"]))
+        storage = ObjectStorage(ask=self.signing, settings=self.settings, inputs=inputs or [], policy=policy)
         return Stager(roots=[], policy=UrlPolicy(), storages=[storage])
 
     def url(self, key: str) -> str:
