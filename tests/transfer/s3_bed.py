@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import secrets
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -33,7 +32,7 @@ class Stand:
         self.proxy = self._stack.enter_context(proxy_of(url))
         self.direct: Any = client_of(url)
         self.through: Any = client_of(self.proxy.url)
-        self.bucket = f"runner-{os.getpid()}"
+        self.bucket = f"runner-{secrets.token_hex(6)}"
         self.direct.create_bucket(Bucket=self.bucket)
 
     def close(self) -> None:
