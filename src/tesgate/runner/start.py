@@ -52,6 +52,7 @@ async def run_agent(settings: AgentSettings) -> int:
             return EXIT_SCRATCH
         await anyio.to_thread.run_sync(scratch.sweep)
         client = client_of(settings)
+        client.instance_of = lambda: scratch.instance
         watch = Watch()
         if settings.runtime == "auto":
             settings = dataclasses.replace(settings, runtime=await _choose(settings, scratch, exec_path))

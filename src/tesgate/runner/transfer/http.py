@@ -10,7 +10,7 @@ import re
 import ssl
 import time
 from dataclasses import dataclass
-from typing import List, Optional, Tuple
+from typing import Dict, List, Optional, Tuple
 from urllib.parse import unquote, urljoin
 
 import urllib3
@@ -66,15 +66,18 @@ class Downloader:
     def close(self) -> None:
         self._pools.clear()
 
-    def download(self, url: str, target: int) -> Tuple[int, List[str]]:
-        """Fill the empty file `target`; returns its size in bytes and notes. Raises `StagingError`, `Stopped`."""
+    def download(self, url: str, target: int, headers: Optional[Dict[str, str]] = None) -> Tuple[int, List[str]]:
+        """Fill the empty file `target`; returns its size in bytes and notes. Raises `StagingError`, `Stopped`.
+
+        `headers` are sent to the URL's own origin only.
+        """
         progress = _Progress()
         failures = 0
         pause = self._settings.first_pause
         while True:
             self._stop.check()
             try:
-                self._once(url, target, progress)
+                self._once(url, target, progress, headers or {})
                 break
             except _Passing as error:
                 if progress.offset > progress.best:
@@ -95,9 +98,9 @@ class Downloader:
             )
         return size, [progress.note] if progress.note else []
 
-    def _once(self, url: str, target: int, progress: _Progress) -> None:
+    def _once(self, url: str, target: int, progress: _Progress, headers: Dict[str, str]) -> None:
         try:
-            response = self._open(url, progress)
+            response = self._open(url, progress, headers)
             try:
                 self._receive(url, response, target, progress)
             finally:
@@ -122,11 +125,11 @@ class Downloader:
             self._stop.check()
             raise _Passing("the connection failed (%s)" % (error.strerror or type(error).__name__)) from error
 
-    def _open(self, url: str, progress: _Progress) -> urllib3.BaseHTTPResponse:
+    def _open(self, url: str, progress: _Progress, headers: Dict[str, str]) -> urllib3.BaseHTTPResponse:
         """Send the request, following redirects from the user's own URL on: what it leads to may expire."""
         here = url
         for _ in range(self._settings.max_redirects + 1):
-            response = self._request(here, progress)
+            response = self._request(here, progress, headers if _origin(here) == _origin(url) else {})
             location = response.headers.get("Location")
             if response.status not in _REDIRECTS or not location:
                 return response
@@ -143,11 +146,11 @@ class Downloader:
             here = there
         raise StagingError("input %s redirects more than %d times." % (redact(url), self._settings.max_redirects))
 
-    def _request(self, url: str, progress: _Progress) -> urllib3.BaseHTTPResponse:
+    def _request(self, url: str, progress: _Progress, more: Dict[str, str]) -> urllib3.BaseHTTPResponse:
         parsed = urllib3.util.parse_url(url)
         if not parsed.host or re.search(r"[\s\x00-\x1f\x7f]", parsed.host):
             raise StagingError("input %s names no host; check the URL." % redact(url))
-        headers = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": "tesgate"}
+        headers = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": "tesgate", **more}
         if parsed.auth:
             secret = base64.b64encode(unquote(parsed.auth).encode("utf-8")).decode("ascii")
             headers["Authorization"] = "Basic " + secret
@@ -231,6 +234,11 @@ class Downloader:
         if response.status in _WORTH_RETRYING:
             return _Passing(why.strip(), _retry_after(response.headers.get("Retry-After")))
         return StagingError("input %s could not be downloaded: %s." % (redact(url), why.strip()))
+
+
+def _origin(url: str) -> Tuple[Optional[str], Optional[str], Optional[int]]:
+    parsed = urllib3.util.parse_url(url)
+    return parsed.scheme, parsed.host, parsed.port
 
 
 def _length(text: Optional[str]) -> Optional[int]:
