@@ -173,6 +173,13 @@ def python39() -> Generator[Any]:
         yield bed
 
 
+@pytest.fixture(scope="session")
+def ftp() -> Generator[Any]:
+    """FTP servers (`tests.beds.ftp.Servers`)."""
+    with beds.standing("ftp") as bed:
+        yield bed
+
+
 @pytest.fixture
 def repository() -> Path:
     """The checkout's root directory."""

@@ -14,6 +14,7 @@ need bwrap bubblewrap
 need mmdebstrap mmdebstrap
 need busybox busybox-static
 need mount mount
+need openssl openssl
 [ "$(id -u)" = 0 ] || need newuidmap uidmap
 
 if [ -n "$missing" ]; then

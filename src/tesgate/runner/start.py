@@ -21,6 +21,7 @@ from .settings import AgentSettings
 from .step import user_of
 from .storages import storages_of
 from .transfer.copying import process_umask
+from .transfer.ftp import FtpServers
 from .transfer.stage import Stager
 from .watch import Watch
 from .work import Tools
@@ -98,6 +99,7 @@ class _Stagers:
         self._settings = settings
         self._client = client
         self._umask = process_umask()
+        self._ftp = FtpServers()
 
     def __call__(self, plan: Plan) -> Stager:
         user = user_of(plan.run_as)
@@ -111,7 +113,7 @@ class _Stagers:
             concurrency=self._settings.concurrency,
             owner=owner,
             umask=self._umask,
-            storages=storages_of(plan, self._client),
+            storages=storages_of(plan, self._client, ftp=self._ftp),
         )
 
 

@@ -35,7 +35,7 @@ else:
         return method
 
 
-__all__ = ["HttpSettings", "Unresolved", "make_pools"]
+__all__ = ["Guard", "HttpSettings", "Unresolved", "make_pools", "reach", "reach_again"]
 
 _SLICE = 0.1
 _Place = Tuple[int, int, int, str, Tuple[Any, ...]]
@@ -122,7 +122,7 @@ def _connect(address: _Place, options: Any, stop: Stop, timeout: float) -> socke
     return sock
 
 
-class _Guard:
+class Guard:
     """Shuts a connection down when a stop comes, from whichever thread, without touching its TLS state."""
 
     def __init__(self, sock: socket.socket, stop: Stop) -> None:
@@ -145,32 +145,57 @@ class _Guard:
         self._twin.close()
 
 
+def reach(
+    host: str, port: int, *, policy: AddressPolicy, stop: Stop, timeout: float, options: Any = ()
+) -> Tuple[socket.socket, Guard]:
+    """Connect to a name's first checked address that answers. Raises `Unresolved`, `AddressRefused`, OSError."""
+    addresses = _resolve(host, port, stop, timeout)
+    policy.check(host, port, [str(address[4][0]) for address in addresses])
+    fault: Optional[OSError] = None
+    for address in addresses:
+        try:
+            sock = _connect(address, options, stop, timeout)
+        except OSError as error:
+            fault = error
+            continue
+        try:
+            return sock, Guard(sock, stop)
+        except BaseException:
+            sock.close()
+            raise
+    raise fault or OSError(errno.EADDRNOTAVAIL, "no address")
+
+
+def reach_again(
+    place: Tuple[Any, ...], family: int, port: int, *, stop: Stop, timeout: float
+) -> Tuple[socket.socket, Guard]:
+    """Connect to another port of an address that was checked before (`getpeername`). Raises OSError."""
+    sock = _connect((family, socket.SOCK_STREAM, 0, "", (place[0], port, *place[2:])), (), stop, timeout)
+    try:
+        return sock, Guard(sock, stop)
+    except BaseException:
+        sock.close()
+        raise
+
+
 def make_pools(policy: AddressPolicy, stop: Stop, settings: HttpSettings) -> urllib3.PoolManager:
     """Make connection pools bound to one policy and one stop. Proxies of the environment are ignored."""
 
-    def connect(connection: urllib3.connection.HTTPConnection) -> Tuple[socket.socket, _Guard]:
-        host, port = connection.host.strip("[]"), connection.port
-        timeout = settings.connect_timeout
-        addresses = _resolve(host, port, stop, timeout)
-        policy.check(host, port, [str(address[4][0]) for address in addresses])
-        fault: Optional[OSError] = None
-        for address in addresses:
-            try:
-                sock = _connect(address, connection.socket_options, stop, timeout)
-            except OSError as error:
-                fault = error
-                continue
-            try:
-                return sock, _Guard(sock, stop)
-            except BaseException:
-                sock.close()
-                raise
-        raise urllib3.exceptions.NewConnectionError(
-            connection, str(fault.strerror if fault is not None else "no address")
-        )
+    def connect(connection: urllib3.connection.HTTPConnection) -> Tuple[socket.socket, Guard]:
+        try:
+            return reach(
+                connection.host.strip("[]"),
+                connection.port,
+                policy=policy,
+                stop=stop,
+                timeout=settings.connect_timeout,
+                options=connection.socket_options,
+            )
+        except OSError as fault:
+            raise urllib3.exceptions.NewConnectionError(connection, str(fault.strerror or "no address")) from fault
 
     class Plain(urllib3.connection.HTTPConnection):
-        _guard: Optional[_Guard] = None
+        _guard: Optional[Guard] = None
 
         @override
         def _new_conn(self) -> socket.socket:
@@ -185,7 +210,7 @@ def make_pools(policy: AddressPolicy, stop: Stop, settings: HttpSettings) -> url
             super().close()
 
     class Secure(urllib3.connection.HTTPSConnection):
-        _guard: Optional[_Guard] = None
+        _guard: Optional[Guard] = None
 
         @override
         def _new_conn(self) -> socket.socket:

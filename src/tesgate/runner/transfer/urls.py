@@ -9,7 +9,7 @@ from urllib.parse import quote, unquote_to_bytes
 
 from .faults import PathRefused
 
-__all__ = ["is_local", "is_web", "join", "local_path", "printable", "redact", "scheme", "unsupported"]
+__all__ = ["is_local", "is_web", "join", "listed", "local_path", "printable", "redact", "scheme", "unsupported"]
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.\-]*):")
 _ADVICE = "use a file:// URL (or a plain path) inside one of the agent's roots, or an http(s):// URL"
@@ -109,6 +109,13 @@ def redact(url: str) -> str:
     scheme, host, path, more = found.groups()
     shown = "%s://%s%s" % (scheme, host.rpartition("@")[2], path)
     return printable(shown + ("?…" if more == "?" else ""))
+
+
+def listed(url: str) -> str:
+    """Return the URL as the task's log lists it: whole, but for a user and a password in it."""
+    if scheme(url) == "file":
+        return printable(url)
+    return printable(re.sub(r"^([A-Za-z][A-Za-z0-9+.\-]*://)[^/?#]*@", r"\1", url))
 
 
 def _quoted(text: str) -> str:
