@@ -38,6 +38,9 @@ class GatewayFault(Exception):
     Drawn: GatewayFault > Gone (410) | Conflict (409) | Unauthorized (401, 403) | Unavailable (all else: try again).
     """
 
+    status: Optional[int] = None
+    """That of HTTP, where the gateway answered at all and it was none of those above."""
+
 
 class Gone(GatewayFault):
     """Not ours any more: an old session, a closed or unknown attempt. Stop and remove, quietly."""
@@ -89,6 +92,7 @@ class GatewayClient:
     def __init__(self, *, url: str, token_file: str, ca_file: Optional[str] = None, concurrency: int = 16) -> None:
         self._base = url.rstrip("/") + "/internal/v1"
         self._token_file = token_file
+        self.ca_file = ca_file
         self._token = ""
         self._sockets = _Sockets()
         options: Dict[str, Any] = {} if ca_file is None else {"ca_certs": ca_file}
@@ -247,7 +251,9 @@ class GatewayClient:
             raise conflict
         if status in (401, 403):
             raise Unauthorized(sentence)
-        raise Unavailable(sentence)
+        fault = Unavailable(sentence)
+        fault.status = status
+        raise fault
 
 
 def _decoded(cls: "type[T]", value: Any) -> T:
