@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote, unquote
@@ -42,11 +41,12 @@ def client_of(url: str, key: str = "testing", secret: str = "testing-secret") ->
 
 
 class Signing:
-    """`direct` is the server; what is signed leads to `via`, which may be a proxy in front of it."""
+    """What is signed may lead to a proxy in front of the server that is asked."""
 
-    def __init__(self, direct: str, via: str | None = None) -> None:
-        self.client = client_of(direct)
-        self.signer = client_of(via or direct)
+    def __init__(self, direct: Any, via: Any) -> None:
+        """Two clients: of the server, and of the address that is signed for."""
+        self.client = direct
+        self.signer = via
         self.expires = 300
         self.claimed: float | None = None
         """What the answers say of `expires`."""

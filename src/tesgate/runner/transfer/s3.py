@@ -1,4 +1,4 @@
-"""``s3://``, and ``drs://`` as far as the gateway resolves it, as a kind of storage.
+"""``s3://`` and ``gs://``, and ``drs://`` as far as the gateway resolves it, as a kind of storage.
 
 The runner has no credentials: the gateway looks, lists and presigns (`..access`), the runner moves the bytes.
 """
@@ -28,7 +28,7 @@ WIDTH = 8
 class ObjectStorage:
     """Object stores that the gateway knows, for one attempt."""
 
-    schemes: Sequence[str] = ("s3", "drs")
+    schemes: Sequence[str] = ("s3", "gs", "drs")
 
     def __init__(
         self,
