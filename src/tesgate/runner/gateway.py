@@ -93,6 +93,8 @@ class GatewayClient:
         self._base = url.rstrip("/") + "/internal/v1"
         self._token_file = token_file
         self.ca_file = ca_file
+        self.instance_of: Callable[[], str] = str
+        """Which scratch speaks, for questions about storage; set when the scratch is known."""
         self._token = ""
         self._sockets = _Sockets()
         options: Dict[str, Any] = {} if ca_file is None else {"ca_certs": ca_file}
@@ -151,7 +153,11 @@ class GatewayClient:
         return _decoded(Answer, await self._run(call, self._logs))
 
     def access(self, ref: AttemptRef, token: str, request: AccessRequest) -> AccessAnswer:
-        """Ask about storage; blocking, for threads of transfers. Raises `GatewayFault`."""
+        """Ask about storage; blocking, for threads of transfers. Raises `GatewayFault`.
+
+        The instance is filled in here.
+        """
+        request.instance = request.instance or self.instance_of()
         path = "/attempts/%s/%d/access" % (quote(ref.task, safe=""), ref.attempt)
         body = _body(wire.encode(request))
         return _decoded(AccessAnswer, self._exchange("POST", path, body, token, _READ, "application/json"))
