@@ -1,4 +1,4 @@
-"""An attempt whose inputs and outputs are in a bucket of a real S3 server, with a proxy before it that breaks things."""
+"""An attempt whose inputs and outputs are in a bucket of a real S3 server, behind a proxy that breaks things."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Objects:
     def remove(self, key: str) -> None:
         self.straight.delete_object(Bucket=self.bucket, Key=self.below + key)
 
-    def keys(self) -> list[str]:
+    def stored_keys(self) -> list[str]:
         pages = self.straight.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self.below)
         return [each["Key"].removeprefix(self.below) for page in pages for each in page.get("Contents", [])]
 
@@ -87,8 +87,9 @@ class Objects:
         keys = [str(each["Key"]) for each in listed]
         return [key.removeprefix(self.below) for key in keys if key.startswith(self.below)]
 
-    def fault(self, kind: str, **more: Any) -> Fault:
-        fault = Fault(kind, **more)
+    def fault(self, kind: str, path: str = "", **more: Any) -> Fault:
+        """Have requests below this test's prefix broken; `path` is a pattern of what follows it."""
+        fault = Fault(kind, path=f"/{self.below[:-1]}.*{path}", **more)
         self.proxy.faults.append(fault)
         return fault
 

@@ -24,7 +24,7 @@ class Fault:
 
     kind: str
     """``slow``: 503 SlowDown; ``error``: 500; ``expired``: 403; ``elsewhere``: 307; ``reset``: before the answer;
-    ``early``: 503 while the body is coming; ``lost``: done, but the answer is not told; ``cut``: after `at` bytes of the
+    ``early``: 503 while the body is coming; ``lost``: done, but nobody is told; ``cut``: after `at` bytes of the
     body; ``stall``: the same without an end; ``drip``: byte by byte from there; ``short``, ``long``: another length;
     ``flip``: one byte is another (of a PUT: on its way in)."""
     method: str = "GET"
@@ -101,7 +101,7 @@ def proxy_of(upstream: str) -> Iterator[Proxy]:
             with contextlib.suppress(OSError):
                 self._serve()
 
-        do_PUT = do_GET
+        do_PUT = do_POST = do_DELETE = do_HEAD = do_GET  # noqa: N815  # the names that http.server asks for
 
         def _serve(self) -> None:
             path = self.path.partition("?")[0]
@@ -155,9 +155,9 @@ def proxy_of(upstream: str) -> Iterator[Proxy]:
                 for name, value in self.headers.items():
                     if name.lower() not in ("connection", "content-length"):
                         connection.putheader(name, value)
-                if self.command == "PUT":
+                if self.command in ("PUT", "POST"):
                     connection.putheader("Content-Length", str(len(body)))
-                connection.endheaders(body if self.command == "PUT" else None)
+                connection.endheaders(body if self.command in ("PUT", "POST") else None)
                 answer = connection.getresponse()
                 data = answer.read()
                 self._answer(answer, data, fault)
@@ -169,6 +169,7 @@ def proxy_of(upstream: str) -> Iterator[Proxy]:
             if kind == "lost":
                 self._reset()
                 return
+            bare = self.command == "HEAD"
             length = len(data) + {"short": -7, "long": 7}.get(kind, 0)
             if kind == "short":
                 data = data[:length]
@@ -178,8 +179,10 @@ def proxy_of(upstream: str) -> Iterator[Proxy]:
             for name, value in answer.getheaders():
                 if name.lower() not in ("connection", "content-length", "transfer-encoding", "server", "date"):
                     self.send_header(name, value)
-            self.send_header("Content-Length", str(length))
+            self.send_header("Content-Length", (answer.getheader("Content-Length") or "0") if bare else str(length))
             self.end_headers()
+            if bare:
+                return
             at = fault.at if fault is not None else 0
             if kind in ("cut", "stall", "drip"):
                 self.wfile.write(data[:at])
