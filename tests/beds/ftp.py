@@ -1,4 +1,4 @@
-"""FTP servers: vsftpd of Debian (plain, with TLS and session reuse, with implicit TLS), and pyftpdlib, which misbehaves."""
+"""FTP servers: vsftpd of Debian (plain, with explicit and with implicit TLS), and pyftpdlib, which misbehaves."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A real FTP server (pyftpdlib) that misbehaves on request; run by the bed's own Python, never imported by tests.
 
-Each line on stdin is a JSON object: ``{"set": {...}}`` replaces the faults, ``{"log": 1}`` asks for the commands since the
-last time. Each is answered by a line on stdout. Faults (lists are used up from the left):
+Each line on stdin is a JSON object: ``{"set": {...}}`` replaces the faults, ``{"log": 1}`` asks for the commands since
+the last time. Each is answered by a line on stdout. Faults (lists are used up from the left):
 
 ``short``: bytes after which a download ends with a 226; ``lost``: after which an upload forgets the rest, with a 226;
 ``hangup``: after which a transfer's both connections are closed; ``mute``: how often a 226 is not said;
@@ -164,14 +164,14 @@ class Mixed:
             return None
         return super().ftp_RNTO(path)
 
-    def respond(self, resp, logfun=logging.getLogger("pyftpdlib").debug):
+    def respond(self, resp, *more):
         if resp.startswith("226 Transfer"):
             if take("mute"):
                 return
             if take("gone"):
                 self.close()
                 return
-        super().respond(resp, logfun)
+        super().respond(resp, *more)
 
 
 class Handler(Mixed, FTPHandler):

@@ -12,9 +12,7 @@ from tesgate.runner.transfer.ftp import FtpServers, FtpSettings, FtpStorage
 from tesgate.runner.transfer.stage import Stager
 from tests.transfer.conftest import Bed
 
-QUICK = FtpSettings(
-    connect_timeout=5.0, read_timeout=5.0, reply_timeout=0.5, tries=4, first_pause=0.01, max_pause=0.05
-)
+QUICK = FtpSettings(connect_timeout=5.0, read_timeout=5.0, reply_timeout=0.5, tries=4, first_pause=0.01, max_pause=0.05)
 
 
 class World(Bed):

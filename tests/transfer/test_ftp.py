@@ -60,7 +60,7 @@ def test_a_tree_goes_out_and_comes_back(world: World, ftp: Servers, tls: str) ->
     there = site.root / top / "a/b"
     assert {str(path.relative_to(there)) for path in there.rglob("*") if path.is_file()} == {*NAMES, "big"}
     assert (there / "no files").is_dir() and (there / "big").read_bytes() == big
-    assert not [path for path in site.root.rglob("*.part")]
+    assert not list(site.root.rglob("*.part"))
     assert {file.path for file in files} == {f"/out/{name}" for name in (*NAMES, "big")}
     assert site.url(top + "/a/b/" + quote("100%25#;x")) in {file.url for file in files}
 

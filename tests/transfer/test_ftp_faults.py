@@ -182,11 +182,16 @@ def test_an_answer_is_one_sentence(
     (world.rw / "o").write_bytes(b"x" * 100)
     server.set(answers={command: [answer] * 30})
     world.login, world.options = {"user": "lab", "password": "lab:secret/1"}, {"tls": "never"}
-    with pytest.raises(StagingError, match=sentence) as caught:
-        if command in ("STOR", "RNTO", "MKD"):
+    outwards = command in ("STOR", "RNTO", "MKD")
+
+    def act() -> None:
+        if outwards:
             world.store(world.to("/o", server.url("new/o")))
         else:
             world.stage(server.url("body"))
+
+    with pytest.raises(StagingError, match=sentence) as caught:
+        act()
     assert caught.value.transient is transient
     assert "secret/1" not in caught.value.sentence and "\n" not in caught.value.sentence
     server.set()
@@ -258,7 +263,7 @@ def test_names_that_are_no_utf8(world: World, server: Faulty) -> None:
 @pytest.mark.parametrize("path", ["a%0D%0ADELE%20body", "a%0aQUIT", "a%00b", "a/%2e%2e/b"])
 def test_commands_cannot_be_smuggled_in(world: World, server: Faulty, path: str) -> None:
     for act in (world.stage, lambda url: world.store(world.to("/o", url))):
-        with pytest.raises(StagingError, match="line break|'..'") as caught:
+        with pytest.raises(StagingError, match=r"line break|'\.\.'") as caught:
             act(server.url(path))
         assert not caught.value.transient
     (world.rw / "out").mkdir()

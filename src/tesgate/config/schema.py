@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 from tesgate.config.compute import AgentSettings, Defaults, RuntimeSettings, TimeoutSettings
 from tesgate.config.credentials import Credential
 from tesgate.config.keeping import ControlSettings, LogSettings, PoolSettings, RetentionSettings, RetrySettings
+from tesgate.config.s3 import S3Endpoint, S3Grant, S3Settings
 from tesgate.config.serving import (
     AuthSettings,
     CorsSettings,
@@ -38,6 +39,9 @@ __all__ = [
     "RetentionSettings",
     "RetrySettings",
     "RuntimeSettings",
+    "S3Endpoint",
+    "S3Grant",
+    "S3Settings",
     "ServerSettings",
     "ServiceSettings",
     "Settings",
@@ -105,6 +109,7 @@ class Settings(BaseSettings):
     cors: CorsSettings = CorsSettings()
     runtime: RuntimeSettings = RuntimeSettings()
     url_policy: UrlPolicySettings = UrlPolicySettings()
+    s3: S3Settings = S3Settings()
     limits: Limits = Limits()
     defaults: Defaults = Defaults()
     timeouts: TimeoutSettings = TimeoutSettings()
@@ -150,6 +155,7 @@ class Settings(BaseSettings):
             for name in sorted({*names})
             if names.count(name) > 1
         )
+        lines.extend(self._check_s3())
         if self.auth.mode != "none" and self.runtime.engine == "bubblewrap":
             lines.append(
                 "runtime.engine: bubblewrap is for a single user and cannot be used with auth.mode `tokens`; use "
@@ -157,6 +163,22 @@ class Settings(BaseSettings):
             )
         if self.logs.tail_bytes > self.logs.max_bytes > 0:
             lines.append(f"logs.tail_bytes: must not be above logs.max_bytes ({self.logs.max_bytes})")
+        return lines
+
+    def _check_s3(self) -> list[str]:
+        endpoints = self.s3.endpoints
+        names = [endpoint.name for endpoint in endpoints]
+        lines = [
+            f"s3.endpoints: two endpoints have the name {name!r}; give each its own"
+            for name in sorted({name for name in names if names.count(name) > 1})
+        ]
+        for endpoint in endpoints:
+            lines.extend(endpoint.check())
+            if self.auth.mode != "none" and not endpoint.access:
+                lines.append(
+                    f"s3.endpoints.{endpoint.name}.access: say who may read and write what; everybody would use the "
+                    "gateway's account"
+                )
         return lines
 
     def field(self, path: str) -> Any:

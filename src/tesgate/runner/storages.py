@@ -9,9 +9,14 @@ from .gateway import GatewayClient
 from .plan import Plan
 from .report import AttemptRef
 from .transfer.base import Storage
+from .transfer.connect import HttpSettings
 from .transfer.ftp import FtpServers, FtpStorage
+from .transfer.s3 import ObjectStorage
 
 __all__ = ["storages_of"]
+
+_TRIES = 8
+"""Failures in a row of one request to an object store, which says SlowDown for minutes when it is busy."""
 
 
 def storages_of(plan: Plan, client: GatewayClient, *, ftp: FtpServers) -> List[Storage]:
@@ -19,5 +24,6 @@ def storages_of(plan: Plan, client: GatewayClient, *, ftp: FtpServers) -> List[S
 
     `ftp`: of the whole agent.
     """
-    ref = AttemptRef(plan.task, plan.attempt)
-    return [FtpStorage(plan, ask=partial(client.access, ref, plan.token), servers=ftp)]
+    ask = partial(client.access, AttemptRef(task=plan.task, attempt=plan.attempt), plan.token)
+    settings = HttpSettings(ca_file=client.ca_file, tries=_TRIES)
+    return [ObjectStorage(ask=ask, settings=settings, inputs=plan.inputs), FtpStorage(plan, ask=ask, servers=ftp)]

@@ -35,7 +35,7 @@ else:
         return method
 
 
-__all__ = ["Guard", "HttpSettings", "Unresolved", "make_pools", "reach", "reach_again"]
+__all__ = ["Guard", "HttpSettings", "Unresolved", "connect_again", "connect_any", "make_pools"]
 
 _SLICE = 0.1
 _Place = Tuple[int, int, int, str, Tuple[Any, ...]]
@@ -145,54 +145,55 @@ class Guard:
         self._twin.close()
 
 
-def reach(
-    host: str, port: int, *, policy: AddressPolicy, stop: Stop, timeout: float, options: Any = ()
-) -> Tuple[socket.socket, Guard]:
-    """Connect to a name's first checked address that answers. Raises `Unresolved`, `AddressRefused`, OSError."""
+def connect_any(
+    host: str,
+    port: int,
+    stop: Stop,
+    timeout: float,
+    *,
+    check: Optional[Callable[[List[str]], None]] = None,
+    options: Any = ((socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),),
+) -> socket.socket:
+    """Connect to the first address of a name that answers; `check` is shown all of them before.
+
+    Raises `Unresolved`, OSError, `Stopped`, what `check` raises.
+    """
     addresses = _resolve(host, port, stop, timeout)
-    policy.check(host, port, [str(address[4][0]) for address in addresses])
-    fault: Optional[OSError] = None
+    if check is not None:
+        check([str(address[4][0]) for address in addresses])
+    fault = OSError(errno.EADDRNOTAVAIL, "no address")
     for address in addresses:
         try:
-            sock = _connect(address, options, stop, timeout)
+            return _connect(address, options, stop, timeout)
         except OSError as error:
             fault = error
-            continue
-        try:
-            return sock, Guard(sock, stop)
-        except BaseException:
-            sock.close()
-            raise
-    raise fault or OSError(errno.EADDRNOTAVAIL, "no address")
+    raise fault
 
 
-def reach_again(
-    place: Tuple[Any, ...], family: int, port: int, *, stop: Stop, timeout: float
-) -> Tuple[socket.socket, Guard]:
-    """Connect to another port of an address that was checked before (`getpeername`). Raises OSError."""
-    sock = _connect((family, socket.SOCK_STREAM, 0, "", (place[0], port, *place[2:])), (), stop, timeout)
-    try:
-        return sock, Guard(sock, stop)
-    except BaseException:
-        sock.close()
-        raise
+def connect_again(place: Tuple[Any, ...], family: int, port: int, stop: Stop, timeout: float) -> socket.socket:
+    """Connect to another port of an address that was checked before (`getpeername`). Raises OSError, `Stopped`."""
+    return _connect((family, socket.SOCK_STREAM, 0, "", (place[0], port, *place[2:])), (), stop, timeout)
 
 
 def make_pools(policy: AddressPolicy, stop: Stop, settings: HttpSettings) -> urllib3.PoolManager:
     """Make connection pools bound to one policy and one stop. Proxies of the environment are ignored."""
 
     def connect(connection: urllib3.connection.HTTPConnection) -> Tuple[socket.socket, Guard]:
+        host, port = connection.host.strip("[]"), connection.port
+        timeout = settings.connect_timeout
+
+        def check(addresses: List[str]) -> None:
+            policy.check(host, port, addresses)
+
         try:
-            return reach(
-                connection.host.strip("[]"),
-                connection.port,
-                policy=policy,
-                stop=stop,
-                timeout=settings.connect_timeout,
-                options=connection.socket_options,
-            )
-        except OSError as fault:
-            raise urllib3.exceptions.NewConnectionError(connection, str(fault.strerror or "no address")) from fault
+            sock = connect_any(host, port, stop, timeout, check=check, options=connection.socket_options)
+        except OSError as error:
+            raise urllib3.exceptions.NewConnectionError(connection, str(error.strerror or "no address")) from None
+        try:
+            return sock, Guard(sock, stop)
+        except BaseException:
+            sock.close()
+            raise
 
     class Plain(urllib3.connection.HTTPConnection):
         _guard: Optional[Guard] = None

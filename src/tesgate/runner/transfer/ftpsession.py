@@ -14,7 +14,7 @@ import ssl
 from dataclasses import dataclass
 from typing import Any, Dict, Optional, Tuple
 
-from .connect import Guard, reach, reach_again
+from .connect import Guard, connect_again, connect_any
 from .ftpfaults import FtpPassing, FtpRefused, code_of
 from .ftplogin import FtpLogin
 from .ftpurl import FtpUrl, is_line
@@ -119,13 +119,16 @@ class FtpSession(ftplib.FTP):
         self.broken = False
 
     def _begin(self, spot: FtpUrl, login: FtpLogin, policy: AddressPolicy, trust: Trust) -> None:
-        sock, self._guard = reach(
-            spot.host, spot.port, policy=policy, stop=self.stop, timeout=self.settings.connect_timeout
+        self.sock = sock = connect_any(
+            spot.host,
+            spot.port,
+            self.stop,
+            self.settings.connect_timeout,
+            check=lambda addresses: policy.check(spot.host, spot.port, addresses),
         )
-        self.sock = sock
+        self._guard = Guard(sock, self.stop)
         self._raw = sock.dup()
         self._place, self.af = sock.getpeername(), sock.family
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         # While a file is under way nothing else goes over this connection, and routers forget what is silent.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, value in _KEEP_ALIVE:
@@ -265,12 +268,17 @@ class FtpSession(ftplib.FTP):
         """
         port, extended = self._passive()
         try:
-            return reach_again(self._place, int(self.af), port, stop=self.stop, timeout=self.settings.connect_timeout)
+            sock = connect_again(self._place, int(self.af), port, self.stop, self.settings.connect_timeout)
         except OSError as error:
             self.stop.check()
             if extended:
                 self.habits.epsv = False  # routers that follow PASV may not know EPSV
             raise FtpPassing("the data connection could not be made (%s)" % (error.strerror or "no answer")) from error
+        try:
+            return sock, Guard(sock, self.stop)
+        except BaseException:
+            sock.close()
+            raise
 
     def _passive(self) -> Tuple[int, bool]:
         is_v6 = self.af == socket.AF_INET6
