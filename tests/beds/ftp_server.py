@@ -4,6 +4,7 @@ Each line on stdin is a JSON object: ``{"set": {...}}`` replaces the faults, ``{
 the last time. Each is answered by a line on stdout. Faults (lists are used up from the left):
 
 ``short``: bytes after which a download ends with a 226; ``lost``: after which an upload forgets the rest, with a 226;
+``hold``: after which an upload is not read any more, nor its end seen;
 ``hangup``: after which a transfer's both connections are closed; ``mute``: how often a 226 is not said;
 ``gone``: how often the control connection ends instead of a 226; ``stall``: how often a RETR sends nothing;
 ``stuck``: how often a STOR reads nothing; ``answers``: by command, replies in place of doing it;
@@ -48,6 +49,7 @@ class Failing:
         self._file, self._handler, self._done = file, handler, 0
         self._short = take("short") if reading else None
         self._lost = None if reading else take("lost")
+        self._hold = None if reading else take("hold")
         self._hangup = take("hangup")
 
     def __getattr__(self, name):
@@ -77,6 +79,10 @@ class Failing:
                 keep = keep[: max(0, limit - self._done)]
         self._file.write(keep)
         self._done += len(keep)
+        if self._hold is not None and self._done >= self._hold:
+            self._file.flush()
+            self._handler.ioloop.call_later(0, self._handler.data_channel.del_channel)
+            self._hold = None
         if self._hangup is not None and self._done >= self._hangup:
             self._file.flush()
             self._hang_up()
@@ -164,14 +170,14 @@ class Mixed:
             return None
         return super().ftp_RNTO(path)
 
-    def respond(self, resp, *more):
+    def respond(self, resp, *more, **options):
         if resp.startswith("226 Transfer"):
             if take("mute"):
                 return
             if take("gone"):
                 self.close()
                 return
-        super().respond(resp, *more)
+        super().respond(resp, *more, **options)
 
 
 class Handler(Mixed, FTPHandler):
