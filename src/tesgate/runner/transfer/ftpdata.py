@@ -181,7 +181,8 @@ def send(session: FtpSession, path: str, source: int, progress: Progress, *, app
         except OSError as error:
             session.stop.check()
             _why_refused(session, error)
-        data.farewell(drain=True)
+        # In the clear a server sends nothing back, and its last word says when it has everything.
+        data.farewell(drain=not data.is_plain)
     finally:
         data.close()
     if offset != progress.total:
