@@ -236,8 +236,8 @@ class FtpSink:
                     concurrency=1 if some is directories else _AT_A_TIME,
                     stop=stop,
                 )
-        except (LeaseLost, Stopped):
-            raise
+        except LeaseLost:
+            raise  # it is called again
         except BaseException:
             self._attempt.close()
             raise
