@@ -41,6 +41,7 @@ from tesgate.services.attempts import AttemptService, Policy
 from tesgate.services.drs import DrsAnswers
 from tesgate.services.tasks import Tasks
 from tesgate.services.timing import Timing
+from tesgate.storage.credentials import Credentials
 from tesgate.storage.drs.resolver import Resolver
 from tesgate.storage.drs.web import JsonWeb
 from tesgate.storage.s3.endpoints import Endpoints
@@ -140,7 +141,12 @@ class Gateway:
         self._uploads = UploadStore(database=self._database)
         self._endpoints = Endpoints(settings.s3)
         self._drs = Resolver(settings.drs, JsonWeb(_url_policy(settings)))
-        self.access_service = AccessService(uploads=self._uploads, endpoints=self._endpoints, drs=DrsAnswers(self._drs))
+        self.access_service = AccessService(
+            uploads=self._uploads,
+            endpoints=self._endpoints,
+            logins=Credentials(settings.credentials),
+            drs=DrsAnswers(self._drs),
+        )
         self._plan_settings = _plan_settings(settings, opened.deployment)
         self.agent_trouble: Callable[[], str] = lambda: ""
         self._trust = Trust(holder=holder, window=timedelta(seconds=control.trust_window))

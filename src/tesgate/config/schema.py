@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from tesgate.config.compute import AgentPool, AgentSettings, Defaults, RuntimeSettings, TimeoutSettings
+from tesgate.config.credentials import Credential
 from tesgate.config.drs import DrsHost, DrsSettings
 from tesgate.config.keeping import ControlSettings, LogSettings, PoolSettings, RetentionSettings, RetrySettings
 from tesgate.config.s3 import S3Endpoint, S3Grant, S3Settings
@@ -32,6 +33,7 @@ __all__ = [
     "AuthSettings",
     "ControlSettings",
     "CorsSettings",
+    "Credential",
     "Defaults",
     "DialectSettings",
     "DrsHost",
@@ -110,6 +112,11 @@ class Settings(BaseSettings):
         description="The pools of agents that get tasks, in the order in which they are filled. Empty: all pools, the "
         "one of this gateway's own agent first, and open to everybody.",
     )
+    credentials: list[Credential] = Field(
+        default=[],
+        description="What to log in with on FTP and HTTP servers.",
+        json_schema_extra={"secret": True},
+    )
     server: ServerSettings = ServerSettings()
     service: ServiceSettings = ServiceSettings()
     dialect: DialectSettings = DialectSettings()
@@ -159,6 +166,12 @@ class Settings(BaseSettings):
             values = [str(getattr(root, what)) for root in self.file_roots]
             double = sorted({value for value in values if values.count(value) > 1})
             lines.extend(f"file_roots: two roots have the {what} {value!r}; keep one of them" for value in double)
+        names = [credential.name for credential in self.credentials]
+        lines.extend(
+            f"credentials: two have the name {name!r}; rename one of them"
+            for name in sorted({*names})
+            if names.count(name) > 1
+        )
         lines.extend(self._check_s3())
         if self.auth.mode != "none" and self.runtime.engine == "bubblewrap":
             lines.append(

@@ -10,6 +10,7 @@ from .plan import Plan
 from .report import AttemptRef
 from .transfer.base import Storage
 from .transfer.connect import HttpSettings
+from .transfer.ftp import FtpServers, FtpStorage
 from .transfer.policy import AddressPolicy
 from .transfer.s3 import ObjectStorage
 
@@ -19,9 +20,15 @@ _TRIES = 8
 """Failures in a row of one request to an object store, which says SlowDown for minutes when it is busy."""
 
 
-def storages_of(plan: Plan, client: GatewayClient) -> List[Storage]:
-    """Make them for one attempt; they ask `client` for what they may not keep (`access`)."""
+def storages_of(plan: Plan, client: GatewayClient, *, ftp: FtpServers) -> List[Storage]:
+    """Make them for one attempt; they ask `client` for what they may not keep (`access`).
+
+    `ftp`: of the whole agent.
+    """
     ask = partial(client.access, AttemptRef(task=plan.task, attempt=plan.attempt), plan.token)
     settings = HttpSettings(ca_file=client.ca_file, tries=_TRIES)
     policy = AddressPolicy(plan.url_policy)
-    return [ObjectStorage(ask=ask, settings=settings, inputs=plan.inputs, policy=policy)]
+    return [
+        ObjectStorage(ask=ask, settings=settings, inputs=plan.inputs, policy=policy),
+        FtpStorage(plan, ask=ask, servers=ftp),
+    ]
