@@ -150,9 +150,7 @@ def _tasks(
     names = EXAMPLES if there is None else (*EXAMPLES, WITH_STORES)
     ftp = "" if there is None else there.ftp
     with TesClient(gateway.url) as client:
-        ids = [
-            client.create(task_of(name, files=files, address=address, image=found.image, ftp=ftp)) for name in names
-        ]
+        ids = [client.create(task_of(name, files=files, address=address, image=found.image, ftp=ftp)) for name in names]
         try:
             tasks = follow(client, ids, console=console, timeout=timeout)
         except Failure as failure:

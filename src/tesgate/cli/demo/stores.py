@@ -76,9 +76,7 @@ def stores(home: Path, reads: Path) -> Iterator[Stores]:
         (directory / "barcodes" / f"{name}.txt").write_text(f"{code}\n", "ascii")
     with contextlib.ExitStack() as stack:
         s3_port, ftp_port = free_port(0), free_port(0)
-        stack.enter_context(
-            _process(home / "s3.log", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(s3_port))
-        )
+        stack.enter_context(_process(home / "s3.log", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(s3_port)))
         stack.enter_context(
             _process(
                 home / "ftp.log", "-m", "pyftpdlib", "-i", "127.0.0.1", "-p", str(ftp_port), "-w", "-d", str(directory)
@@ -95,7 +93,7 @@ def stores(home: Path, reads: Path) -> Iterator[Stores]:
 
 
 def _greets(port: int) -> bool:
-    with FTP() as client:
+    with FTP() as client:  # noqa: S321 (loopback, nothing secret)
         client.connect("127.0.0.1", port, timeout=5)
         return client.login().startswith("230")
 
