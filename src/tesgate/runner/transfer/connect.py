@@ -169,6 +169,11 @@ def make_pools(policy: AddressPolicy, stop: Stop, settings: HttpSettings) -> url
             connection, str(fault.strerror if fault is not None else "no address")
         )
 
+    def patient(connection: urllib3.connection.HTTPConnection) -> None:
+        # A body is sent with the patience that an answer has, not with that of a connection to be made.
+        if connection.sock is not None:
+            connection.sock.settimeout(settings.read_timeout)
+
     class Plain(urllib3.connection.HTTPConnection):
         _guard: Optional[_Guard] = None
 
@@ -176,6 +181,11 @@ def make_pools(policy: AddressPolicy, stop: Stop, settings: HttpSettings) -> url
         def _new_conn(self) -> socket.socket:
             sock, self._guard = connect(self)
             return sock
+
+        @override
+        def endheaders(self, *arguments: Any, **more: Any) -> None:
+            super().endheaders(*arguments, **more)
+            patient(self)
 
         @override
         def close(self) -> None:
@@ -191,6 +201,11 @@ def make_pools(policy: AddressPolicy, stop: Stop, settings: HttpSettings) -> url
         def _new_conn(self) -> socket.socket:
             sock, self._guard = connect(self)
             return sock
+
+        @override
+        def endheaders(self, *arguments: Any, **more: Any) -> None:
+            super().endheaders(*arguments, **more)
+            patient(self)
 
         @override
         def close(self) -> None:

@@ -24,7 +24,7 @@ from .scratch import Scratch
 from .threads import Stop, run_all, run_one
 from .urls import printable, scheme, unsupported
 from .view import View, host_path
-from .web import WebStorage
+from .web import WebStorage, no_headers
 
 __all__ = ["HttpSettings", "LeaseLost", "Prepared", "Stager", "StagingError", "host_path", "unsupported"]
 
@@ -63,6 +63,7 @@ class Stager:
     `link_outputs`: an output may leave the scratch by a hard link; False where a process may outlive its executor.
     `durable`: outputs are flushed to disk before they are published (costs a flush a file).
     `umask`: that of this process, where the caller knows it already.
+    `headers_for`: asks (in a thread) for the headers of named credentials for a URL of the web.
     `storages`: kinds of storage besides the agent's roots and the web; they win over these.
     """
 
@@ -78,6 +79,7 @@ class Stager:
         durable: bool = True,
         umask: Optional[int] = None,
         storages: Sequence[Storage] = (),
+        headers_for: Optional[Callable[[str, Stop], Dict[str, str]]] = None,
     ) -> None:
         self._concurrency = concurrency
         self._owner = owner
@@ -88,7 +90,12 @@ class Stager:
             link=link_outputs,
             durable=durable,
         )
-        web = WebStorage(policy=AddressPolicy(policy), settings=http if http is not None else HttpSettings())
+        web = WebStorage(
+            policy=AddressPolicy(policy),
+            settings=http if http is not None else HttpSettings(),
+            concurrency=concurrency,
+            headers_for=headers_for or no_headers,
+        )
         everything: Sequence[Storage] = (local, web, *storages)
         self._storages: Dict[str, Storage] = {name: storage for storage in everything for name in storage.schemes}
         self._sinks: Dict[int, Sink] = {}
