@@ -886,3 +886,22 @@ def test_the_arm64_binary_runs(step: Step) -> None:
     line = [emulator, str(binary), "run", "--control", str(step.control), "--", "/bin/sh", "-c", "echo hi; exit 3"]
     assert subprocess.run(line, capture_output=True, check=False).returncode == 3
     assert (step.result()["exit_code"], step.read("stdout.tail")) == (3, b"hi\n")
+
+
+def test_a_mount_of_something_else_is_not_entered(step: Step) -> None:
+    (step.home / "there").mkdir()
+    info = (step.home / "there").stat()
+    for number, spec in (
+        (errno.ESTALE, f"{info.st_dev}:{info.st_ino + 1}"),
+        (errno.ESTALE, f"{info.st_dev + 1}:{info.st_ino}"),
+    ):
+        good = ("--bound", f"{info.st_dev}:{info.st_ino}:{step.home}/there")
+        done = step.run("touch", f"{step.home}/began", options=(*good, "--bound", f"{spec}:{step.home}/there"))
+        assert done.returncode == 125
+        result = step.result()
+        assert (result["error"], result["errno"], result["exit_code"]) == ("bind", number, None)
+        assert not (step.home / "began").exists()
+        shutil.rmtree(step.control)
+        step.control.mkdir()
+    assert step.run("touch", f"{step.home}/began", options=good).returncode == 0
+    assert (step.home / "began").exists()

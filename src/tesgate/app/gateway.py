@@ -31,6 +31,7 @@ from tesgate.metrics import Metrics, Sample
 from tesgate.model.intake import IntakeRules
 from tesgate.model.planning import GB, Need, PlanSettings, build_plan
 from tesgate.model.retries import Retries
+from tesgate.model.roots import KnownRoot
 from tesgate.runner.plan import Plan, RunAs, UrlPolicy
 from tesgate.services.attempts import AttemptService, Policy
 from tesgate.services.tasks import Tasks
@@ -264,7 +265,8 @@ class Gateway:
             trust=self._trust,
             assigned=assigned,
             prefix=f"tg-{self.deployment}-",
-            known_roots=[(str(root.path), root.writable) for root in settings.file_roots],
+            known_roots=[(root.path, root.writable) for root in self._plan_settings.roots],
+            mount_roots=self._plan_settings.roots if any(root.mounted for root in self._plan_settings.roots) else (),
             pool=settings.agent.pool,
             # Everybody is one user there: it is for a single caller.
             refused_runtimes=() if settings.auth.mode == "none" else ("bubblewrap",),
@@ -378,4 +380,5 @@ def _plan_settings(settings: Settings, deployment: str) -> PlanSettings:
         grace=settings.control.cancel_grace,
         tail_bytes=settings.logs.tail_bytes,
         log_bytes=settings.logs.max_bytes,
+        roots=tuple(KnownRoot(str(root.path), root.writable, root.mode == "mount") for root in settings.file_roots),
     )

@@ -210,7 +210,10 @@ def _agent(gateway: Gateway, url: str) -> LocalAgent:
         if value is not None:
             command += [name, str(value)]
     for root in settings.file_roots:
-        command += ["--root", f"{root.name}={root.path}" + ("" if root.writable else ":ro")]
+        command += [
+            "--root",
+            f"{root.name}={root.path}" + ("" if root.writable else ":ro") + (":mount" if root.mode == "mount" else ""),
+        ]
     for name, word in agent.labels.items():
         command += ["--label", f"{name}={word}"]
     identity = hashlib.sha256("\0".join([__version__, *command]).encode()).hexdigest()

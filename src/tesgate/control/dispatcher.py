@@ -10,6 +10,7 @@ import structlog
 
 from tesgate.control.held import Trust
 from tesgate.model.placement import AgentRoom, Candidate, Placement, Reservation, place
+from tesgate.model.roots import KnownRoot
 from tesgate.store.agents import AgentStore
 from tesgate.store.attempts import Assigned, AttemptStore
 from tesgate.store.tasks import TaskStore
@@ -38,6 +39,7 @@ class Dispatcher:
         prefix: str,
         known_roots: Sequence[tuple[str, bool]],
         pool: str,
+        mount_roots: Sequence[KnownRoot] = (),
         hint: Callable[[], str] = lambda: "",
         refused_runtimes: Collection[str] = (),
         reserve_after: float = 30.0,
@@ -52,6 +54,7 @@ class Dispatcher:
         self._assigned = assigned
         self._prefix = prefix
         self._known_roots = known_roots
+        self._mount_roots = mount_roots
         self._pool = pool
         self._hint = hint
         self._refused_runtimes = refused_runtimes
@@ -163,6 +166,7 @@ class Dispatcher:
             rooms,
             reserve_after=self._reserve_after,
             known_roots=known_roots,
+            mount_roots=self._mount_roots,
             hint=self._hint(),
             refused_runtimes=self._refused_runtimes,
             reserved={task_id: one for task_id, (one, _) in self._reserved.items()},

@@ -6,6 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from tesgate.model.roots import KnownRoot, root_of
+
 __all__ = ["AgentRoom", "Candidate", "Need", "Pick", "Placement", "Reservation", "place"]
 
 
@@ -48,6 +50,8 @@ class AgentRoom:
     runtimes: tuple[str, ...] = ("docker",)
     """What it can run executors with; none while its engine is down."""
     draining: bool = False
+    mounted: tuple[tuple[str, bool], ...] = ()
+    """Those of `roots` whose mode is ``mount``."""
 
     def has(self, need: Need) -> bool:
         """Whether the agent could hold it if it were empty."""
@@ -89,9 +93,17 @@ class AgentRoom:
             self.used.disk_bytes + need.disk_bytes,
         )
 
-    def missing_root(self, paths: Sequence[tuple[str, bool]]) -> str | None:
-        """The first path that lies in none of the agent's roots (or in none that is writable, where it must be)."""
+    def missing_root(self, paths: Sequence[tuple[str, bool]], known: Sequence[KnownRoot] = ()) -> str | None:
+        """The first path that lies in none of the agent's roots (or in none that is writable, where it must be).
+
+        What lies in one of the `known` roots that is mounted needs the same root, mounted as it is there.
+        """
         for path, write in paths:
+            root = root_of(path, known)
+            if root is not None and root.mounted:
+                if not any(have == root.path and (writable or not root.writable) for have, writable in self.mounted):
+                    return path
+                continue
             if not any(
                 (writable or not write) and (path == root or path.startswith(root.rstrip("/") + "/"))
                 for root, writable in self.roots
@@ -157,6 +169,7 @@ def place(
     *,
     reserve_after: float,
     known_roots: Sequence[tuple[str, bool]] = (),
+    mount_roots: Sequence[KnownRoot] = (),
     hint: str = "",
     refused_runtimes: Collection[str] = (),
     reserved: Mapping[str, Reservation] = MappingProxyType({}),
@@ -169,6 +182,7 @@ def place(
     that are none of these candidates.
     `known_roots` are the file roots of the gateway's own configuration: a path outside of all of them and of all
     open agents' roots is refused, inside of them the task waits for an agent that has the root.
+    `mount_roots`: all roots of the configuration, where one of them is mounted.
     `hint` says why this host has no agent, where that is known. `refused_runtimes` may not be used here (bubblewrap,
     where there can be more than one caller). `agents` is changed: what is given away is taken from
     it.
@@ -184,7 +198,7 @@ def place(
     for candidate in candidates:
         kind = (candidate.need, candidate.paths)
         if kind not in answers:
-            answers[kind] = _able(candidate, usable, working, hint)
+            answers[kind] = _able(candidate, usable, working, hint, mount_roots)
 
     kept = _Kept(usable, reserved)
     for candidate in sorted(candidates, key=lambda candidate: (-candidate.age, candidate.task_id)):
@@ -255,7 +269,11 @@ class _Kept:
 
 
 def _able(
-    candidate: Candidate, agents: Sequence[AgentRoom], working: Sequence[AgentRoom], hint: str
+    candidate: Candidate,
+    agents: Sequence[AgentRoom],
+    working: Sequence[AgentRoom],
+    hint: str,
+    mount_roots: Sequence[KnownRoot],
 ) -> tuple[list[AgentRoom] | None, str]:
     """The agents that could carry it out when empty, and the reason to wait that goes with the answer."""
     if not agents:
@@ -265,10 +283,12 @@ def _able(
     large = [agent for agent in working if agent.has(candidate.need)]
     if not large:
         return None, "waiting: no connected agent is large enough for " + _amount(candidate.need)
-    able = [agent for agent in large if agent.missing_root(candidate.paths) is None]
+    able = [agent for agent in large if agent.missing_root(candidate.paths, mount_roots) is None]
     if not able:
-        path = large[0].missing_root(candidate.paths)
-        return None, f"waiting: no connected agent has a file root that holds {path}"
+        path = large[0].missing_root(candidate.paths, mount_roots)
+        root = root_of(path or "", mount_roots)
+        how = " and is mounted (`--root NAME=PATH:mount`)" if root is not None and root.mounted else ""
+        return None, f"waiting: no connected agent has a file root that holds {path}{how}"
     return able, f"waiting: every agent that is large enough is busy; needs {_amount(candidate.need)}"
 
 

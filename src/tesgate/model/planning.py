@@ -5,13 +5,13 @@ Pure. The plan is computed each time a start is answered, and never stored.
 
 from __future__ import annotations
 
-import posixpath
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
-from urllib.parse import unquote
 
-from tesgate.model.mounts import Place, mount_table, normal_path
+from tesgate.model.live import is_live_output, live_places, notes_of
+from tesgate.model.mounts import Live, Place, mount_table, normal_path
+from tesgate.model.roots import KnownRoot, local_path
 from tesgate.runner.plan import Executor, Input, Limits, Output, Plan, RunAs, UrlPolicy
 
 __all__ = ["GB", "Need", "PlanSettings", "build_plan", "local_path", "local_paths", "need"]
@@ -54,6 +54,8 @@ class PlanSettings:
     """Seconds between a polite signal and a kill."""
     tail_bytes: int = 10240
     log_bytes: int = 1 << 30
+    roots: tuple[KnownRoot, ...] = ()
+    """File roots of this configuration: which of them are mounted."""
 
 
 def need(document: Mapping[str, Any], defaults: Need) -> Need:
@@ -71,29 +73,6 @@ def need(document: Mapping[str, Any], defaults: Need) -> Need:
         defaults.ram_bytes if ram_gb is None else round(ram_gb * GB),
         defaults.disk_bytes if disk_gb is None else round(disk_gb * GB),
     )
-
-
-def local_path(url: str) -> str | None:
-    """The path of a ``file://`` URL (percent-decoded once) or of a bare absolute path (taken as it is), else None.
-
-    Reads as `tesgate.runner.transfer.urls` does, and resolves doubled slashes and ``..`` besides, so that the path can
-    be compared with roots. Another host's path is None: whoever runs the task says what is wrong with it.
-    """
-    if url.startswith("/"):
-        path = url
-    elif url[:5].lower() == "file:":
-        rest = url[5:]
-        if rest.startswith("//"):
-            host, slash, tail = rest[2:].partition("/")
-            if host.lower() not in ("", "localhost"):
-                return None
-            rest = slash + tail
-        path = unquote(rest, errors="surrogateescape")
-        if not path.startswith("/"):
-            return None
-    else:
-        return None
-    return "/" + posixpath.normpath(path).lstrip("/")
 
 
 def local_paths(document: Mapping[str, Any]) -> list[tuple[str, bool]]:
@@ -118,7 +97,8 @@ def build_plan(
     settings: PlanSettings,
 ) -> Plan:
     """Compute the plan of one attempt. Raises `MountError` for paths that `check_paths` would have refused."""
-    table = mount_table(document)
+    live = live_places(document, settings.roots)
+    table = mount_table(document, live)
     wanted = need(document, settings.defaults)
     asked_disk = (document.get("resources") or {}).get("disk_gb")
     return Plan(
@@ -129,7 +109,7 @@ def build_plan(
         token=token,
         executors=[_executor(item, index, settings) for index, item in enumerate(document.get("executors") or [])],
         inputs=_inputs(document, table.places),
-        outputs=[_output(item, index) for index, item in enumerate(document.get("outputs") or [])],
+        outputs=[_output(item, index, live) for index, item in enumerate(document.get("outputs") or [])],
         mounts=table.mounts,
         directories=table.directories,
         collect=table.collect,
@@ -148,6 +128,7 @@ def build_plan(
         grace=settings.grace,
         tail_bytes=settings.tail_bytes,
         log_bytes=settings.log_bytes,
+        notes=notes_of(live),
     )
 
 
@@ -156,6 +137,8 @@ def _inputs(document: Mapping[str, Any], places: list[Place]) -> list[Input]:
     inputs: dict[str, Input] = {}
     for index, (item, place) in enumerate(zip(document.get("inputs") or [], places, strict=True)):
         path = normal_path(item.get("path"), f"inputs[{index}].path")
+        if place.place.startswith("live/"):
+            continue  # mounted as it is: nothing is staged
         content = item.get("content")
         inputs[path] = Input(
             path=path,
@@ -169,12 +152,14 @@ def _inputs(document: Mapping[str, Any], places: list[Place]) -> list[Input]:
     return sorted(inputs.values(), key=lambda item: item.path.count("/"))
 
 
-def _output(item: Mapping[str, Any], index: int) -> Output:
+def _output(item: Mapping[str, Any], index: int, live: Mapping[str, Live]) -> Output:
+    path = normal_path(item.get("path"), f"outputs[{index}].path")
     return Output(
-        path=normal_path(item.get("path"), f"outputs[{index}].path"),
+        path=path,
         url=item.get("url") or "",
         type=item.get("type") or "FILE",
         path_prefix=item.get("path_prefix") or None,
+        live=bool(live) and is_live_output(item, path, live),
     )
 
 

@@ -42,14 +42,21 @@ class _Lines(logging.Formatter):
 
 def _root(text: str) -> Root:
     name, sign, path = text.partition("=")
-    writable = True
-    if path.endswith(":ro"):
-        path, writable = path[:-3], False
-    elif path.endswith(":rw"):
-        path = path[:-3]
+    writable, mode = True, "copy"
+    while True:
+        for word in (":ro", ":rw", ":mount"):
+            if path.endswith(word):
+                path = path[: -len(word)]
+                writable = writable and word != ":ro"
+                mode = "mount" if word == ":mount" else mode
+                break
+        else:
+            break
     if not sign or not name or not path.startswith("/"):
-        raise argparse.ArgumentTypeError("%r must be NAME=PATH or NAME=PATH:ro with an absolute path" % text)
-    return Root(name=name, path=path, writable=writable)
+        raise argparse.ArgumentTypeError(
+            "%r must be NAME=PATH with an absolute path, and :ro or :mount where wanted" % text
+        )
+    return Root(name=name, path=path, writable=writable, mode=mode)
 
 
 def _label(text: str) -> List[str]:
@@ -76,7 +83,9 @@ def _parser() -> argparse.ArgumentParser:
     agent.add_argument("--token-file", required=True, help="file with the agent's token; may be rewritten at any time")
     agent.add_argument("--scratch", required=True, help="directory of its own, on a file system that may hold programs")
     agent.add_argument("--runtime", choices=("auto", "docker", "bubblewrap", "none"), default="docker")
-    agent.add_argument("--root", dest="roots", type=_root, action="append", default=[], metavar="NAME=PATH[:ro]")
+    agent.add_argument(
+        "--root", dest="roots", type=_root, action="append", default=[], metavar="NAME=PATH[:ro][:mount]"
+    )
     agent.add_argument("--pool", default="default")
     agent.add_argument("--cpus", type=float, help="offer so many cores instead of what is there")
     agent.add_argument("--ram-gb", type=float)

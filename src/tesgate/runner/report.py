@@ -114,6 +114,8 @@ class Root:
     name: str
     path: str
     writable: bool = True
+    mode: str = "copy"
+    """``copy``, or ``mount``: tasks may be given what lies below it as a mount."""
 
 
 @dataclass

@@ -70,6 +70,9 @@ def room_of(row: Mapping[str, Any] | Row) -> AgentRoom:
         capacity=Need(row["cpu_milli"], row["ram_bytes"], row["disk_bytes"]),
         used=Need(row["used_cpu_milli"], row["used_ram_bytes"], row["used_disk_bytes"]),
         roots=tuple((root["path"], bool(root.get("writable", True))) for root in row["roots"]),
+        mounted=tuple(
+            (root["path"], bool(root.get("writable", True))) for root in row["roots"] if root.get("mode") == "mount"
+        ),
         runtimes=tuple(row["runtimes"]),
         draining=row["draining"],
     )

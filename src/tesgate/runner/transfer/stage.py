@@ -8,6 +8,7 @@ from functools import partial
 from typing import Callable, Dict, List, Optional, Sequence, Tuple, TypeVar, Union
 
 import anyio
+import anyio.to_thread
 
 from ..plan import Input, Mount, Output, UrlPolicy
 from ..report import OutputFile, Root
@@ -15,6 +16,7 @@ from .base import Item, Sink, Source, Staging, Storage
 from .connect import HttpSettings
 from .copying import Copier, process_umask
 from .faults import LeaseLost, PathRefused, StagingError, os_fault
+from .live import Bound, LiveMounts, LiveSink
 from .local import LocalFile, together
 from .outputs import Expansion
 from .paths import Roots
@@ -26,7 +28,7 @@ from .urls import printable, scheme, unsupported
 from .view import View, host_path
 from .web import WebStorage, no_headers
 
-__all__ = ["HttpSettings", "LeaseLost", "Prepared", "Stager", "StagingError", "host_path", "unsupported"]
+__all__ = ["Bound", "HttpSettings", "LeaseLost", "Prepared", "Stager", "StagingError", "host_path", "unsupported"]
 
 T = TypeVar("T")
 
@@ -83,10 +85,14 @@ class Stager:
     ) -> None:
         self._concurrency = concurrency
         self._owner = owner
+        umask = process_umask() if umask is None else umask
+        self._roots = Roots(roots)
+        self._mounts = LiveMounts(roots=self._roots, umask=umask, owner=owner)
+        self._live = LiveSink()
         local = LocalStorage(
-            roots=Roots(roots),
+            roots=self._roots,
             copier=Copier(),
-            umask=process_umask() if umask is None else umask,
+            umask=umask,
             link=link_outputs,
             durable=durable,
         )
@@ -128,6 +134,8 @@ class Stager:
     def _sink_for(self, output: Output) -> Sink:
         storage = self._storage_for(output)
         storage.check_output(output)
+        if output.live:
+            return self._live
         sink = self._sink_of(storage)
         if sink is None:
             raise StagingError("output %s cannot be stored: nothing can be stored there." % printable(output.path))
@@ -137,6 +145,21 @@ class Stager:
         if id(storage) not in self._sinks and (sink := storage.sink()) is not None:
             self._sinks[id(storage)] = sink
         return self._sinks.get(id(storage))
+
+    async def make_mounts(self, mounts: Sequence[Mount]) -> List[Bound]:
+        """Make what mounts of roots need on this host, and find what they are of. Raises `StagingError`."""
+        return await anyio.to_thread.run_sync(self._mounts.make, mounts)
+
+    async def find_mounts(self, mounts: Sequence[Mount]) -> List[Bound]:
+        """Find what mounts of roots are of, now. Raises `StagingError`."""
+        if all(mount.host is None for mount in mounts):
+            return []
+        return await anyio.to_thread.run_sync(self._mounts.find, mounts)
+
+    def open_live(self, place: str) -> int:
+        """Open a regular file of a mounted root, by its place (``live/…``). Raises OSError, `PathRefused`."""
+        with self._roots.find(place[len("live") :]) as found:
+            return found.open_file()
 
     async def stage_in(self, inputs: Sequence[Input], attempt_dir: str) -> List[str]:
         """Stage every input at its place below the attempt's directory; returns notes for ``system_logs``.
@@ -166,7 +189,7 @@ class Stager:
         `journal` gets these names in a thread before the first byte is written, so that a later run can `discard`
         them. On an error or a cancel they are removed here. Raises `StagingError`.
         """
-        view = View(attempt_dir=attempt_dir, mounts=mounts)
+        view = View(attempt_dir=attempt_dir, mounts=mounts, roots=self._roots)
         prepared = Prepared(view)
 
         def expand(stop: Stop) -> None:
