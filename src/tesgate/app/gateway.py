@@ -36,7 +36,7 @@ from tesgate.runner.plan import Plan, RunAs, UrlPolicy
 from tesgate.services.attempts import AttemptService, Policy
 from tesgate.services.tasks import Tasks
 from tesgate.services.timing import Timing
-from tesgate.storage.workspace import Stream, Workspace
+from tesgate.storage.workspace import FileWorkspace, Stream, Workspace
 from tesgate.store.agents import AgentStore
 from tesgate.store.attempts import Assigned, AttemptStore, Holder, Order
 from tesgate.store.errors import StoreError
@@ -66,7 +66,7 @@ class Gateway:
         self.deployment = opened.deployment
         self.metrics = Metrics()
         self.backend_parameters: Sequence[str] = ()
-        self.workspace = Workspace(place.logs, max_bytes=settings.logs.max_bytes)
+        self.workspace: Workspace = FileWorkspace(place.logs, max_bytes=settings.logs.max_bytes)
         self._opened = opened
         self._database = opened.database
         self._attempt_tokens = AttemptTokens(key=opened.key)
