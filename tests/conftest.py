@@ -173,6 +173,13 @@ def python39() -> Generator[Any]:
         yield bed
 
 
+@pytest.fixture(scope="session")
+def s3() -> Generator[Any]:
+    """Two S3 servers (`tests.beds.s3.Servers`)."""
+    with beds.standing("s3") as bed:
+        yield bed
+
+
 @pytest.fixture
 def repository() -> Path:
     """The checkout's root directory."""

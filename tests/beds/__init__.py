@@ -19,7 +19,7 @@ import pytest
 
 __all__ = ["NAMES", "BedUnavailable", "Outcome", "cache_directory", "is_required", "outcomes", "standing"]
 
-NAMES = ("postgres", "docker", "bubblewrap", "python39")
+NAMES = ("postgres", "docker", "bubblewrap", "python39", "s3")
 
 
 class BedUnavailable(Exception):

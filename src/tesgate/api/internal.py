@@ -18,8 +18,10 @@ from starlette.types import Receive, Scope, Send
 from tesgate.api.body import storable
 from tesgate.api.middleware import ROUTE
 from tesgate.errors import BadRequest, MethodNotAllowed, TooLarge, Unauthorized
+from tesgate.runner.access import AccessAnswer, AccessRequest
 from tesgate.runner.report import AgentFacts, Answer, PollRequest, Report
 from tesgate.runner.wire import WIRE, WireError, decode, encode
+from tesgate.services.access import AccessService
 from tesgate.services.attempts import AttemptService
 from tesgate.storage.workspace import Stream
 
@@ -38,6 +40,7 @@ class InternalContext(Protocol):
     """What these routes need."""
 
     attempt_service: AttemptService
+    access_service: AccessService
 
     async def pool_of(self, token: str) -> str | None:
         """The pool that an agent token belongs to; None: no such token."""
@@ -55,7 +58,7 @@ class InternalContext(Protocol):
 _PATHS = re.compile(
     r"/internal/v1/(?:(?P<register>agents)|(?P<poll>agents/poll)"
     r"|attempts/(?P<task>[^/]+)/(?P<number>[0-9]{1,9})/"
-    r"(?:(?P<message>report|publish|finish|failed|stopped)|logs/(?P<step>[0-9]{1,9})/(?P<stream>stdout|stderr)))"
+    r"(?:(?P<message>report|publish|finish|failed|stopped|access)|logs/(?P<step>[0-9]{1,9})/(?P<stream>stdout|stderr)))"
 )
 
 
@@ -88,7 +91,9 @@ class InternalRoutes(BaseRoute):
             raise MethodNotAllowed(scope["method"], [expected])
         request = Request(scope, receive)
         answer: Any
-        if message:
+        if message == "access":
+            answer = await self._access(request, found["task"], int(found["number"]))
+        elif message:
             answer = await self._message(request, found["task"], int(found["number"]), message)
         elif stream:
             answer = await self._log(request, found["task"], int(found["number"]), found["step"], stream)
@@ -115,6 +120,10 @@ class InternalRoutes(BaseRoute):
             "stopped": service.stopped,
         }
         return await say[name](task_id, number, report)
+
+    async def _access(self, request: Request, task_id: str, number: int) -> AccessAnswer:
+        _check_token(self._context, request, task_id, number)
+        return await self._context.access_service.answer(task_id, number, await _body(AccessRequest, request))
 
     async def _log(self, request: Request, task_id: str, number: int, step: str, stream: str) -> Answer:
         _check_token(self._context, request, task_id, number)

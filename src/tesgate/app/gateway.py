@@ -33,9 +33,11 @@ from tesgate.model.planning import GB, Need, PlanSettings, build_plan
 from tesgate.model.retries import Retries
 from tesgate.model.roots import KnownRoot
 from tesgate.runner.plan import Plan, RunAs, UrlPolicy
+from tesgate.services.access import AccessService
 from tesgate.services.attempts import AttemptService, Policy
 from tesgate.services.tasks import Tasks
 from tesgate.services.timing import Timing
+from tesgate.storage.s3.endpoints import Endpoints
 from tesgate.storage.workspace import FileWorkspace, Stream, Workspace
 from tesgate.store.agents import AgentStore
 from tesgate.store.attempts import Assigned, AttemptStore, Holder, Order
@@ -46,6 +48,7 @@ from tesgate.store.refusals import refusals
 from tesgate.store.replicas import ReplicaStore
 from tesgate.store.tasks import TaskStore
 from tesgate.store.tokens import TokenStore
+from tesgate.store.uploads import UploadStore
 from tesgate.store.wakes import CHANNELS, Wakes
 
 __all__ = ["LOCAL_AGENT", "Gateway"]
@@ -118,6 +121,9 @@ class Gateway:
             metrics=self.metrics,
             timing=self._timing,
         )
+        self._uploads = UploadStore(database=self._database)
+        self._endpoints = Endpoints(settings.s3)
+        self.access_service = AccessService(uploads=self._uploads, endpoints=self._endpoints)
         self._plan_settings = _plan_settings(settings, opened.deployment)
         self.agent_trouble: Callable[[], str] = lambda: ""
         self._trust = Trust(holder=holder, window=timedelta(seconds=control.trust_window))
@@ -131,7 +137,11 @@ class Gateway:
                 holder = await ReplicaStore(database=opened.database).enter(
                     place.replica_id(), host=socket.gethostname(), roles=settings.roles
                 )
-            yield cls(settings=settings, place=place, opened=opened, holder=holder)
+            gateway = cls(settings=settings, place=place, opened=opened, holder=holder)
+            try:
+                yield gateway
+            finally:
+                await gateway._endpoints.close()
 
     # for the internal routes
 

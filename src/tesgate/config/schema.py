@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 
 from tesgate.config.compute import AgentSettings, Defaults, RuntimeSettings, TimeoutSettings
 from tesgate.config.keeping import ControlSettings, LogSettings, PoolSettings, RetentionSettings, RetrySettings
+from tesgate.config.s3 import S3Endpoint, S3Grant, S3Settings
 from tesgate.config.serving import (
     AuthSettings,
     CorsSettings,
@@ -36,6 +37,9 @@ __all__ = [
     "RetentionSettings",
     "RetrySettings",
     "RuntimeSettings",
+    "S3Endpoint",
+    "S3Grant",
+    "S3Settings",
     "ServerSettings",
     "ServiceSettings",
     "Settings",
@@ -98,6 +102,7 @@ class Settings(BaseSettings):
     cors: CorsSettings = CorsSettings()
     runtime: RuntimeSettings = RuntimeSettings()
     url_policy: UrlPolicySettings = UrlPolicySettings()
+    s3: S3Settings = S3Settings()
     limits: Limits = Limits()
     defaults: Defaults = Defaults()
     timeouts: TimeoutSettings = TimeoutSettings()
@@ -137,6 +142,7 @@ class Settings(BaseSettings):
             values = [str(getattr(root, what)) for root in self.file_roots]
             double = sorted({value for value in values if values.count(value) > 1})
             lines.extend(f"file_roots: two roots have the {what} {value!r}; keep one of them" for value in double)
+        lines.extend(self._check_s3())
         if self.auth.mode != "none" and self.runtime.engine == "bubblewrap":
             lines.append(
                 "runtime.engine: bubblewrap is for a single user and cannot be used with auth.mode `tokens`; use "
@@ -144,6 +150,22 @@ class Settings(BaseSettings):
             )
         if self.logs.tail_bytes > self.logs.max_bytes > 0:
             lines.append(f"logs.tail_bytes: must not be above logs.max_bytes ({self.logs.max_bytes})")
+        return lines
+
+    def _check_s3(self) -> list[str]:
+        endpoints = self.s3.endpoints
+        names = [endpoint.name for endpoint in endpoints]
+        lines = [
+            f"s3.endpoints: two endpoints have the name {name!r}; give each its own"
+            for name in sorted({name for name in names if names.count(name) > 1})
+        ]
+        for endpoint in endpoints:
+            lines.extend(endpoint.check())
+            if self.auth.mode != "none" and not endpoint.access:
+                lines.append(
+                    f"s3.endpoints.{endpoint.name}.access: say who may read and write what; everybody would use the "
+                    "gateway's account"
+                )
         return lines
 
     def field(self, path: str) -> Any:

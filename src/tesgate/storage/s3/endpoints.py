@@ -1,0 +1,58 @@
+"""Finds the configured endpoint of a URL, and whether a task's owner may use it for that."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from tesgate.config import S3Endpoint, S3Settings
+from tesgate.storage.s3.store import ObjectStore
+from tesgate.storage.s3.urls import Location, UrlRefused, covers
+
+__all__ = ["Endpoints", "Use"]
+
+Use = Literal["read", "write"]
+
+
+class Endpoints:
+    """All configured object stores."""
+
+    def __init__(self, settings: S3Settings) -> None:
+        self._stores = [ObjectStore(endpoint) for endpoint in settings.endpoints]
+
+    async def close(self) -> None:
+        """Let go of connections."""
+        for store in self._stores:
+            await store.close()
+
+    def named(self, name: str) -> ObjectStore | None:
+        """The endpoint of this name, if it is still configured."""
+        return next((store for store in self._stores if store.name == name), None)
+
+    def find(self, at: Location, use: Use, *, owner: str, groups: Sequence[str]) -> ObjectStore:
+        """Who serves it for this owner. Raises `UrlRefused`."""
+        serving = [store for store in self._stores if at.scheme in store.endpoint.schemes]
+        if not serving:
+            raise UrlRefused(
+                f"has no endpoint: none is configured for {at.scheme}:// (s3.endpoints in the gateway's configuration)"
+            )
+        store = next((store for store in serving if covers(store.endpoint.buckets, at.bucket, at.key)), None)
+        if store is None:
+            raise UrlRefused("is in no bucket that an endpoint is configured for (s3.endpoints[].buckets)")
+        if not _allowed(store.endpoint, at, use, owner=owner, groups=groups):
+            word = "read from" if use == "read" else "written to"
+            raise UrlRefused(f"may not be {word} by {owner} (access of endpoint {store.name})")
+        return store
+
+
+def _allowed(endpoint: S3Endpoint, at: Location, use: Use, *, owner: str, groups: Sequence[str]) -> bool:
+    if not endpoint.access:
+        return True
+    for grant in endpoint.access:
+        if not ("*" in grant.who or owner in grant.who or any(f"group:{group}" in grant.who for group in groups)):
+            continue
+        patterns = grant.read if use == "read" else grant.write
+        for group in [*groups] or [""]:
+            if covers(patterns, at.bucket, at.key, {"owner": owner, "group": group}):
+                return True
+    return False

@@ -1,0 +1,276 @@
+"""One configured endpoint: its clients, what a request to it may cost in time, and what its errors mean."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+import anyio
+import structlog
+from aiobotocore.config import AioConfig
+from botocore import UNSIGNED
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    HTTPClientError,
+    NoCredentialsError,
+)
+from botocore.exceptions import (
+    ConnectionError as BotoConnectionError,
+)
+
+from tesgate.config import S3Endpoint
+from tesgate.runner.access import Signed
+from tesgate.storage.s3.credentials import Credentials, NoCredentials
+from tesgate.storage.s3.signing import Keys, encoded_path, presign
+
+__all__ = ["ObjectStore", "StoreFault"]
+
+log = structlog.get_logger(__name__)
+
+SKEW = 2.0
+"""Seconds that two clocks may differ without its being a difference."""
+STALE = frozenset(
+    ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "InvalidToken", "InvalidAccessKeyId",
+     "SignatureDoesNotMatch", "InvalidClientTokenId", "RequestExpired")
+)  # fmt: skip
+"""Codes after which keys are read anew once: they may have rotated."""
+PASSING = frozenset(
+    ("SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "Throttling", "ThrottlingException",
+     "TooManyRequests", "TooManyRequestsException", "RequestLimitExceeded", "BandwidthLimitExceeded",
+     "OperationAborted", "RequestTimeTooSkewed", "500", "502", "503", "504", "429")
+)  # fmt: skip
+MISSING = frozenset(("NoSuchKey", "NoSuchBucket", "NoSuchUpload", "404", "NotFound"))
+
+
+class StoreFault(Exception):
+    """A request that failed. `code` is the store's word; `why` completes a sentence that begins with the URL."""
+
+    def __init__(self, code: str, why: str) -> None:
+        super().__init__(why)
+        self.code = code
+        self.why = why
+
+    @property
+    def missing(self) -> bool:
+        """There is no such thing."""
+        return self.code in MISSING
+
+    @property
+    def passing(self) -> bool:
+        """Asking again in a moment may help."""
+        return self.code in PASSING
+
+
+class ObjectStore:
+    """Requests to one endpoint, and presigned ones for others to send. Clients are made when they are first needed."""
+
+    def __init__(self, endpoint: S3Endpoint, *, clock: Callable[[], float] = time.time) -> None:
+        self.endpoint = endpoint
+        self.name = endpoint.name
+        self._credentials = Credentials(endpoint)
+        self._clock = clock
+        self._offset = 0.0
+        self._lock = anyio.Lock()
+        self._stack = AsyncExitStack()
+        self._clients: dict[str, Any] = {}
+        self._regions: dict[str, str] = {}
+
+    async def close(self) -> None:
+        """Let go of connections."""
+        await self._stack.aclose()
+        self._clients.clear()
+
+    async def call(self, operation: str, bucket: str, **arguments: Any) -> Any:
+        """One request. Raises `StoreFault`."""
+        for last in (False, True):
+            try:
+                client = await self._client(await self._region(bucket))
+                answer = await getattr(client, operation)(Bucket=bucket, **self._payer(), **arguments)
+                self._learn(answer)
+                return answer
+            except ClientError as error:
+                fault = self._fault(error, bucket)
+                self._learn(error.response)
+                if last or fault.code not in STALE | {"RequestTimeTooSkewed"}:
+                    raise fault from None
+                self._credentials.forget()
+            except NoCredentials as error:
+                raise StoreFault("NoCredentials", f"{error} (endpoint {self.name})") from None
+            except NoCredentialsError:
+                raise StoreFault("NoCredentials", f"no credentials were found (endpoint {self.name})") from None
+            except (BotoConnectionError, HTTPClientError, OSError) as error:
+                raise StoreFault("503", f"endpoint {self.name} cannot be reached ({type(error).__name__})") from None
+            except BotoCoreError as error:
+                raise StoreFault(
+                    "BotoCoreError",
+                    f"endpoint {self.name} gave an answer that is not understood ({type(error).__name__})",
+                ) from None
+        raise AssertionError("unreachable")
+
+    @asynccontextmanager
+    async def signer(self, bucket: str) -> AsyncIterator[Signer]:
+        """What signs requests for objects of a bucket, without further I/O. Raises `StoreFault`."""
+        region = await self._region(bucket)
+        client = await self._client(region)
+        try:
+            keys = await self._credentials.keys()
+        except NoCredentials as error:
+            raise StoreFault("NoCredentials", f"{error} (endpoint {self.name})") from None
+        yield Signer(
+            base=str(client.meta.endpoint_url).rstrip("/"),
+            virtual=self._virtual(bucket),
+            bucket=bucket,
+            region=str(client.meta.region_name),
+            keys=keys,
+            clock=lambda: self._clock() + self._offset,
+            headers={"x-amz-request-payer": "requester"} if self.endpoint.requester_pays else {},
+        )
+
+    # inside
+
+    def _payer(self) -> dict[str, str]:
+        return {"RequestPayer": "requester"} if self.endpoint.requester_pays else {}
+
+    def _virtual(self, bucket: str) -> bool:
+        style = self.endpoint.style
+        # With dots in its name a bucket does not match the certificate's *.s3.amazonaws.com.
+        return style == "virtual" or (style == "auto" and self.endpoint.url is None and "." not in bucket)
+
+    async def _region(self, bucket: str) -> str:
+        """Amazon's buckets have a region each, and a request signed for another is refused."""
+        endpoint = self.endpoint
+        if endpoint.region is not None or endpoint.url is not None:
+            return endpoint.region or "us-east-1"
+        known = self._regions.get(bucket)
+        if known is None:
+            client = await self._client("us-east-1")
+            try:
+                answer = await client.head_bucket(Bucket=bucket)
+            except ClientError as error:
+                answer = error.response
+            except NoCredentials as error:
+                raise StoreFault("NoCredentials", f"{error} (endpoint {self.name})") from None
+            except (BotoCoreError, OSError) as error:
+                raise StoreFault("503", f"endpoint {self.name} cannot be reached ({type(error).__name__})") from None
+            headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+            known = headers.get("x-amz-bucket-region") or "us-east-1"
+            if len(self._regions) > 1000:
+                self._regions.clear()
+            self._regions[bucket] = known
+        return known
+
+    async def _client(self, region: str) -> Any:
+        async with self._lock:
+            client = self._clients.get(region)
+            if client is None:
+                endpoint = self.endpoint
+                options: dict[str, Any] = {"signature_version": UNSIGNED if endpoint.anonymous else "s3v4"}
+                style = {"auto": "virtual" if endpoint.url is None else "path"}.get(endpoint.style, endpoint.style)
+                context = self._credentials.session().create_client(
+                    "s3",
+                    region_name=region,
+                    endpoint_url=endpoint.url,
+                    verify=None if endpoint.ca_file is None else str(endpoint.ca_file),
+                    config=AioConfig(
+                        connect_timeout=5,
+                        read_timeout=12,
+                        max_pool_connections=32,
+                        s3={"addressing_style": style},
+                        retries={"mode": "standard", "total_max_attempts": 5},
+                        request_checksum_calculation="when_required",
+                        response_checksum_validation="when_required",
+                        **options,
+                    ),
+                )
+                client = self._clients[region] = await self._stack.enter_async_context(context)
+            return client
+
+    def _learn(self, answer: Any) -> None:
+        """Take the server's clock for what is signed, where it differs: it judges what is expired."""
+        date = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
+        if not date:
+            return
+        try:
+            offset = parsedate_to_datetime(date).timestamp() - self._clock()
+        except (TypeError, ValueError):
+            return
+        self._offset = offset if abs(offset) > SKEW else 0.0
+
+    def _fault(self, error: ClientError, bucket: str) -> StoreFault:
+        said = error.response.get("Error", {})
+        code = str(said.get("Code") or error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") or "Unknown")
+        code = code if code.replace("_", "").isalnum() and len(code) < 60 else "Unknown"
+        sentences = {
+            "NoSuchBucket": f"there is no bucket {bucket} at endpoint {self.name}",
+            "AccessDenied": f"endpoint {self.name} denies access to the gateway's account",
+            "403": f"endpoint {self.name} denies access to the gateway's account",
+            "InvalidAccessKeyId": f"endpoint {self.name} does not know the gateway's key; check its credentials",
+            "SignatureDoesNotMatch": f"endpoint {self.name} does not accept the gateway's secret key; check it",
+            "ExpiredToken": f"the gateway's credentials for endpoint {self.name} have expired; renew them",
+        }
+        return StoreFault(code, sentences.get(code) or f"endpoint {self.name} answered {code}")
+
+
+class Signer:
+    """Signs requests for one bucket, with the keys of this moment."""
+
+    def __init__(
+        self,
+        *,
+        base: str,
+        virtual: bool,
+        bucket: str,
+        region: str,
+        keys: Keys | None,
+        clock: Callable[[], float],
+        headers: dict[str, str],
+    ) -> None:
+        parts = urlsplit(base)
+        host = f"{bucket}.{parts.netloc}" if virtual else parts.netloc
+        self._base = f"{parts.scheme}://{host}"
+        self._root = parts.path + ("/" if virtual else f"/{bucket}/")
+        self._region = region
+        self._keys = keys
+        self._clock = clock
+        self._headers = headers
+
+    @property
+    def anonymous(self) -> bool:
+        """Nothing is signed, so nothing can be stored."""
+        return self._keys is None
+
+    def sign(
+        self,
+        method: str,
+        key: str,
+        *,
+        span: float,
+        query: dict[str, str] | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> Signed:
+        """A request for `key` that the server takes for `span` seconds (rounded down, at most seven days)."""
+        sent = {**self._headers, **(headers or {})}
+        now = self._clock()
+        if self._keys is None:
+            path = encoded_path(self._root + key)
+            return Signed(method=method, url=self._base + path, headers=sent, expires_in=span)
+        if self._keys.expires is not None:
+            span = min(span, self._keys.expires - time.time())
+        seconds = max(1, min(int(span), 604_800))
+        url = presign(
+            method=method,
+            base=self._base,
+            path=self._root + key,
+            keys=self._keys,
+            region=self._region,
+            now=now,
+            expires_in=seconds,
+            query=query,
+            headers=sent,
+        )
+        return Signed(method=method, url=url, headers=sent, expires_in=float(seconds))

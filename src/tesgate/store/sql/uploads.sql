@@ -1,0 +1,41 @@
+-- name: access
+-- May this attempt be told about storage now? One row while it is open and its runner's own, else none. The document
+-- comes only where it is not known yet: it never changes.
+SELECT t.owner, t."group", t.state = 'CANCELING' AS stop,
+       CASE WHEN t.publisher = $2 AND t.state <> 'CANCELING'
+            THEN greatest(0, extract(epoch FROM t.publish_until - now()))::float8 ELSE 0 END AS lease,
+       CASE WHEN $4 THEN t.document END AS document
+FROM task t, attempt a
+WHERE t.id = $1 AND t.attempt = $2 AND t.phase <> 'ended'
+  AND a.task_id = $1 AND a.number = $2 AND a.instance = $3 AND NOT a.closed;
+
+-- name: insert_upload
+-- Only for an attempt that is still open: what is begun too late is nobody's, and its caller aborts it.
+INSERT INTO upload (id, endpoint, bucket, key, task_id, number, size_bytes, part_bytes, algorithm)
+SELECT $3, $4, $5, $6, $1, $2, $7, $8, $9
+WHERE EXISTS (SELECT FROM attempt WHERE task_id = $1 AND number = $2 AND NOT closed)
+ON CONFLICT (task_id, number, id) DO UPDATE SET endpoint = excluded.endpoint
+RETURNING id;
+
+-- name: get_uploads
+SELECT u.* FROM unnest($3::text[]) AS w(id)
+     CROSS JOIN LATERAL (SELECT * FROM upload WHERE task_id = $1 AND number = $2 AND id = w.id OFFSET 0) u;
+
+-- name: completing
+-- Before the store is asked: whoever asks again then knows that it may have happened.
+UPDATE upload SET completing_at = coalesce(completing_at, now()) WHERE task_id = $1 AND number = $2 AND id = $3;
+
+-- name: completed
+UPDATE upload SET completed_at = coalesce(completed_at, now()) WHERE task_id = $1 AND number = $2 AND id = $3;
+
+-- name: delete_upload
+DELETE FROM upload WHERE task_id = $1 AND number = $2 AND id = $3;
+
+-- name: stale_uploads
+-- Those of attempts that are over, or whose task has no row any more; oldest first. A few at a time, from behind $1 on.
+SELECT u.* FROM upload u
+WHERE (u.task_id, u.number, u.id) > ($1::text, $2::integer, $3::text)
+  AND NOT EXISTS (
+      SELECT FROM attempt a WHERE a.task_id = u.task_id AND a.number = u.number AND NOT a.closed
+  )
+ORDER BY u.task_id, u.number, u.id LIMIT $4;
