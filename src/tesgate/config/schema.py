@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from tesgate.config.compute import AgentSettings, Defaults, RuntimeSettings, TimeoutSettings
+from tesgate.config.credentials import Credential
 from tesgate.config.keeping import ControlSettings, LogSettings, PoolSettings, RetentionSettings, RetrySettings
 from tesgate.config.s3 import S3Endpoint, S3Grant, S3Settings
 from tesgate.config.serving import (
@@ -29,6 +30,7 @@ __all__ = [
     "AuthSettings",
     "ControlSettings",
     "CorsSettings",
+    "Credential",
     "Defaults",
     "FileRoot",
     "Limits",
@@ -95,6 +97,11 @@ class Settings(BaseSettings):
         json_schema_extra={"flag": "--roles"},
     )
     file_roots: list[FileRoot] = Field(default=[], description="Local directories that tasks may use.")
+    credentials: list[Credential] = Field(
+        default=[],
+        description="What to log in with on FTP and HTTP servers.",
+        json_schema_extra={"secret": True},
+    )
     server: ServerSettings = ServerSettings()
     service: ServiceSettings = ServiceSettings()
     database: PoolSettings = PoolSettings()
@@ -143,6 +150,12 @@ class Settings(BaseSettings):
             double = sorted({value for value in values if values.count(value) > 1})
             lines.extend(f"file_roots: two roots have the {what} {value!r}; keep one of them" for value in double)
         lines.extend(self._check_s3())
+        names = [credential.name for credential in self.credentials]
+        lines.extend(
+            f"credentials: two have the name {name!r}; rename one of them"
+            for name in sorted({*names})
+            if names.count(name) > 1
+        )
         if self.auth.mode != "none" and self.runtime.engine == "bubblewrap":
             lines.append(
                 "runtime.engine: bubblewrap is for a single user and cannot be used with auth.mode `tokens`; use "
