@@ -29,7 +29,7 @@ from tesgate.control.watchers import SilenceWatcher, watch_backend
 from tesgate.errors import Gone, Unavailable
 from tesgate.metrics import Metrics, Sample
 from tesgate.model.intake import IntakeRules
-from tesgate.model.planning import GB, Need, PlanSettings, build_plan
+from tesgate.model.planning import GB, Need, PlanSettings, build_plan, origin
 from tesgate.model.retries import Retries
 from tesgate.model.roots import KnownRoot
 from tesgate.runner.plan import Plan, RunAs, UrlPolicy
@@ -37,6 +37,7 @@ from tesgate.services.access import AccessService
 from tesgate.services.attempts import AttemptService, Policy
 from tesgate.services.tasks import Tasks
 from tesgate.services.timing import Timing
+from tesgate.storage.credentials import Credentials
 from tesgate.storage.s3.endpoints import Endpoints
 from tesgate.storage.workspace import FileWorkspace, Stream, Workspace
 from tesgate.store.agents import AgentStore
@@ -123,7 +124,9 @@ class Gateway:
         )
         self._uploads = UploadStore(database=self._database)
         self._endpoints = Endpoints(settings.s3)
-        self.access_service = AccessService(uploads=self._uploads, endpoints=self._endpoints)
+        self.access_service = AccessService(
+            uploads=self._uploads, endpoints=self._endpoints, logins=Credentials(settings.credentials)
+        )
         self._plan_settings = _plan_settings(settings, opened.deployment)
         self.agent_trouble: Callable[[], str] = lambda: ""
         self._trust = Trust(holder=holder, window=timedelta(seconds=control.trust_window))
@@ -390,5 +393,6 @@ def _plan_settings(settings: Settings, deployment: str) -> PlanSettings:
         grace=settings.control.cancel_grace,
         tail_bytes=settings.logs.tail_bytes,
         log_bytes=settings.logs.max_bytes,
+        logins=frozenset(filter(None, (origin(credential.prefix) for credential in settings.credentials))),
         roots=tuple(KnownRoot(str(root.path), root.writable, root.mode == "mount") for root in settings.file_roots),
     )

@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from tesgate.model.live import is_live_output, live_places, notes_of
 from tesgate.model.mounts import Live, Place, mount_table, normal_path
 from tesgate.model.roots import KnownRoot, local_path
 from tesgate.runner.plan import Executor, Input, Limits, Output, Plan, RunAs, UrlPolicy
 
-__all__ = ["GB", "Need", "PlanSettings", "build_plan", "local_path", "local_paths", "need"]
+__all__ = ["GB", "Need", "PlanSettings", "build_plan", "local_path", "local_paths", "need", "origin"]
 
 GB = 10**9
 """Bytes of ``ram_gb`` and ``disk_gb``. The specification says "gigabytes (GB)", SI's 10^9, and clients do: cwl-tes
@@ -56,6 +57,8 @@ class PlanSettings:
     log_bytes: int = 1 << 30
     roots: tuple[KnownRoot, ...] = ()
     """File roots of this configuration: which of them are mounted."""
+    logins: frozenset[str] = frozenset()
+    """Origins (`origin`) of servers that named credentials are configured for."""
 
 
 def need(document: Mapping[str, Any], defaults: Need) -> Need:
@@ -73,6 +76,19 @@ def need(document: Mapping[str, Any], defaults: Need) -> Need:
         defaults.ram_bytes if ram_gb is None else round(ram_gb * GB),
         defaults.disk_bytes if disk_gb is None else round(disk_gb * GB),
     )
+
+
+def origin(url: str) -> str | None:
+    """Scheme, host and port of a URL of the web, in one spelling; None for other URLs."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return None
+    scheme = parts.scheme.lower()
+    if scheme not in ("http", "https") or not parts.hostname:
+        return None
+    return f"{scheme}://{parts.hostname.rstrip('.')}:{port or (443 if scheme == 'https' else 80)}"
 
 
 def local_paths(document: Mapping[str, Any]) -> list[tuple[str, bool]]:
@@ -108,8 +124,10 @@ def build_plan(
         deployment=settings.deployment,
         token=token,
         executors=[_executor(item, index, settings) for index, item in enumerate(document.get("executors") or [])],
-        inputs=_inputs(document, table.places),
-        outputs=[_output(item, index, live) for index, item in enumerate(document.get("outputs") or [])],
+        inputs=_inputs(document, table.places, settings.logins),
+        outputs=[
+            _output(item, index, live, settings.logins) for index, item in enumerate(document.get("outputs") or [])
+        ],
         mounts=table.mounts,
         directories=table.directories,
         collect=table.collect,
@@ -132,7 +150,7 @@ def build_plan(
     )
 
 
-def _inputs(document: Mapping[str, Any], places: list[Place]) -> list[Input]:
+def _inputs(document: Mapping[str, Any], places: list[Place], logins: frozenset[str]) -> list[Input]:
     """Each input once, outer directories before what lies in them: that is the order in which they are staged."""
     inputs: dict[str, Input] = {}
     for index, (item, place) in enumerate(zip(document.get("inputs") or [], places, strict=True)):
@@ -145,6 +163,7 @@ def _inputs(document: Mapping[str, Any], places: list[Place]) -> list[Input]:
             place=place.place,
             # Specification: content wins over url.
             url=None if content is not None else item.get("url"),
+            login=content is None and bool(logins) and origin(item.get("url") or "") in logins,
             content=content,
             type=item.get("type") or "FILE",
             writable=place.writable,
@@ -152,7 +171,7 @@ def _inputs(document: Mapping[str, Any], places: list[Place]) -> list[Input]:
     return sorted(inputs.values(), key=lambda item: item.path.count("/"))
 
 
-def _output(item: Mapping[str, Any], index: int, live: Mapping[str, Live]) -> Output:
+def _output(item: Mapping[str, Any], index: int, live: Mapping[str, Live], logins: frozenset[str]) -> Output:
     path = normal_path(item.get("path"), f"outputs[{index}].path")
     return Output(
         path=path,
@@ -160,6 +179,7 @@ def _output(item: Mapping[str, Any], index: int, live: Mapping[str, Live]) -> Ou
         type=item.get("type") or "FILE",
         path_prefix=item.get("path_prefix") or None,
         live=bool(live) and is_live_output(item, path, live),
+        login=bool(logins) and origin(item.get("url") or "") in logins,
     )
 
 

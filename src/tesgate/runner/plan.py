@@ -48,6 +48,8 @@ class Input:
     """``FILE`` or ``DIRECTORY``."""
     writable: bool = False
     """The task can write to the place: what is staged must be a private copy, never a hard link."""
+    login: bool = False
+    """The gateway knows credentials for its server; the runner asks for them when it needs them."""
 
 
 @dataclass
@@ -60,6 +62,8 @@ class Output:
     path_prefix: Optional[str] = None
     live: bool = False
     """It lies in a mount of a root, at its URL: it is listed, and not copied."""
+    login: bool = False
+    """See `Input.login`."""
 
 
 @dataclass

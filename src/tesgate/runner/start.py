@@ -19,7 +19,7 @@ from .runtime.base import Runtime, RuntimeFault
 from .scratch import Scratch, ScratchError, ScratchLocked
 from .settings import AgentSettings
 from .step import user_of
-from .storages import storages_of
+from .storages import headers_of, storages_of
 from .transfer.copying import process_umask
 from .transfer.stage import Stager
 from .watch import Watch
@@ -112,6 +112,7 @@ class _Stagers:
             owner=owner,
             umask=self._umask,
             storages=storages_of(plan, self._client),
+            headers_for=headers_of(plan, self._client),
         )
 
 

@@ -57,11 +57,15 @@ class WebSink:
         self._settings = settings
         self._concurrency = concurrency
         self._headers_for = headers_for
+        self._declared: Dict[str, str] = {}
 
     def target(self, output: Output) -> str:
         """The query first, so that names of what is below can follow the path."""
         path, rest = parted(output.url)
-        return "%s %s" % (rest.partition("#")[0], path)
+        target = "%s %s" % (rest.partition("#")[0], path)
+        if output.login:
+            self._declared[target.rstrip("/")] = output.url
+        return target
 
     def place_directory(self, entry: Entry) -> Optional[Item]:
         """HTTP has no directories of its own."""
@@ -122,7 +126,7 @@ class WebSink:
         self, pools: urllib3.PoolManager, entry: Entry, view: View, lease: Callable[[], float], stop: Stop
     ) -> int:
         what = "output %s at %s" % (printable(entry.path), redact(entry.url))
-        route = Route(entry.url, what, self._headers_for(entry.url, stop), self._settings.max_redirects)
+        route = Route(entry.url, what, self._headers(entry, stop), self._settings.max_redirects)
         with view.opened(entry.node) as (_, _, source):
             size = os.fstat(source).st_size
             while True:
@@ -136,6 +140,15 @@ class WebSink:
                     finally:
                         response.close()
                 route.follow(location)
+
+    def _headers(self, entry: Entry, stop: Stop) -> Dict[str, str]:
+        """Named credentials are asked for by the URL that the task declared."""
+        target = entry.target
+        while target not in self._declared:
+            target, slash, _ = target.rpartition("/")
+            if not slash:
+                return {}
+        return self._headers_for(self._declared[target], stop)
 
     def _request(self, pools: urllib3.PoolManager, route: Route, size: int, body: _Body) -> urllib3.BaseHTTPResponse:
         parsed = route.parsed()

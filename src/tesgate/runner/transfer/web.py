@@ -84,7 +84,7 @@ class _WebSource:
         self._downloader.close()
 
     def _download(self, item: Input, url: str, place: List[str], stop: Stop) -> List[str]:
-        headers = self._headers_for(url, stop)
+        headers = self._headers_for(url, stop) if item.login else {}
         try:
             with self._scratch.new_file(place, 0o666 if item.writable else 0o644) as target:
                 return self._downloader.download(url, target, headers)[1]
