@@ -14,6 +14,7 @@ from tesgate.runner.plan import Input, Mount, Output, UrlPolicy
 from tesgate.runner.report import OutputFile, Root
 from tesgate.runner.transfer.stage import HttpSettings, Prepared, Stager
 from tests.transfer.http_server import Misbehaving, Server
+from tests.transfer.s3_bed import Objects, Stand
 
 
 class Bed:
@@ -97,3 +98,21 @@ def server() -> Iterator[Misbehaving]:
         running.behaviour.release.set()
         running.shutdown()
         thread.join(10)
+
+
+@pytest.fixture(scope="session")
+def stands() -> Iterator[dict[str, Stand]]:
+    """S3 servers with proxies before them, by name, from the first test on that asks for one."""
+    made: dict[str, Stand] = {}
+    yield made
+    for stand in made.values():
+        stand.close()
+
+
+@pytest.fixture
+def objects(request: pytest.FixtureRequest, tmp_path: Path, stands: dict[str, Stand]) -> Objects:
+    """An attempt with a bucket, of SeaweedFS where the test names no other server."""
+    name = getattr(request, "param", "seaweed")
+    if name not in stands:
+        stands[name] = Stand(getattr(request.getfixturevalue("s3"), name).url)
+    return Objects(tmp_path, stands[name])

@@ -12,6 +12,7 @@ import anyio
 from tesgate.app.database import Opened, open_database
 from tesgate.app.gates import AgentGate
 from tesgate.app.places import DataDir
+from tesgate.app.workspace import open_workspace
 from tesgate.auth.attempt_tokens import AttemptTokens
 from tesgate.auth.authenticator import Authenticator
 from tesgate.auth.tokens import TokensFile, hash_token, make_token
@@ -39,7 +40,7 @@ from tesgate.services.tasks import Tasks
 from tesgate.services.timing import Timing
 from tesgate.storage.credentials import Credentials
 from tesgate.storage.s3.endpoints import Endpoints
-from tesgate.storage.workspace import FileWorkspace, Stream, Workspace
+from tesgate.storage.workspace import Stream, Workspace
 from tesgate.store.agents import AgentStore
 from tesgate.store.attempts import Assigned, AttemptStore, Holder, Order
 from tesgate.store.errors import StoreError
@@ -70,7 +71,7 @@ class Gateway:
         self.deployment = opened.deployment
         self.metrics = Metrics()
         self.backend_parameters: Sequence[str] = ()
-        self.workspace: Workspace = FileWorkspace(place.logs, max_bytes=settings.logs.max_bytes)
+        self.workspace: Workspace = open_workspace(settings, place)
         self._opened = opened
         self._database = opened.database
         self._attempt_tokens = AttemptTokens(key=opened.key)
@@ -145,6 +146,7 @@ class Gateway:
                 yield gateway
             finally:
                 await gateway._endpoints.close()
+                await gateway.workspace.aclose()
 
     # for the internal routes
 
@@ -241,8 +243,14 @@ class Gateway:
         supervisor.add("observer", lambda: self._repeat("observer", observer.once, timedelta(seconds=5)))
         supervisor.add("loop-lag", observer.watch_lag)
         days = settings.retention.log_days
+        interval = timedelta(seconds=control.janitor_interval)
         log_keeper = LogKeeper(
-            tasks=self._task_store, logs=self.workspace, keep=None if days is None else timedelta(days=days)
+            tasks=self._task_store,
+            logs=self.workspace,
+            keep=None if days is None else timedelta(days=days),
+            is_ours=None
+            if settings.workspace is None
+            else lambda: self._replicas.hold_singleton(self.holder, LogKeeper.NAME, interval * 3),
         )
         supervisor.add(
             "log-keeper",

@@ -98,6 +98,7 @@ class Janitor:
 class LogKeeper:
     """Removes logs of a workspace that are past their time, or whose task has no row any more."""
 
+    NAME = "log-keeper"
     BATCH = 500
 
     def __init__(

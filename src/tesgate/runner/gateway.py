@@ -38,6 +38,9 @@ class GatewayFault(Exception):
     Drawn: GatewayFault > Gone (410) | Conflict (409) | Unauthorized (401, 403) | Unavailable (all else: try again).
     """
 
+    status: Optional[int] = None
+    """That of HTTP, where the gateway answered at all and it was none of those above."""
+
 
 class Gone(GatewayFault):
     """Not ours any more: an old session, a closed or unknown attempt. Stop and remove, quietly."""
@@ -89,6 +92,9 @@ class GatewayClient:
     def __init__(self, *, url: str, token_file: str, ca_file: Optional[str] = None, concurrency: int = 16) -> None:
         self._base = url.rstrip("/") + "/internal/v1"
         self._token_file = token_file
+        self.ca_file = ca_file
+        self.instance_of: Callable[[], str] = str
+        """Which scratch speaks, for questions about storage; set when the scratch is known."""
         self._token = ""
         self._sockets = _Sockets()
         options: Dict[str, Any] = {} if ca_file is None else {"ca_certs": ca_file}
@@ -147,7 +153,11 @@ class GatewayClient:
         return _decoded(Answer, await self._run(call, self._logs))
 
     def access(self, ref: AttemptRef, token: str, request: AccessRequest) -> AccessAnswer:
-        """Ask about storage; blocking, for threads of transfers. Raises `GatewayFault`."""
+        """Ask about storage; blocking, for threads of transfers. Raises `GatewayFault`.
+
+        The instance is filled in here.
+        """
+        request.instance = request.instance or self.instance_of()
         path = "/attempts/%s/%d/access" % (quote(ref.task, safe=""), ref.attempt)
         body = _body(wire.encode(request))
         return _decoded(AccessAnswer, self._exchange("POST", path, body, token, _READ, "application/json"))
@@ -247,7 +257,9 @@ class GatewayClient:
             raise conflict
         if status in (401, 403):
             raise Unauthorized(sentence)
-        raise Unavailable(sentence)
+        fault = Unavailable(sentence)
+        fault.status = status
+        raise fault
 
 
 def _decoded(cls: "type[T]", value: Any) -> T:

@@ -48,6 +48,7 @@ async def run_agent(settings: AgentSettings) -> int:
             return EXIT_SCRATCH
         await anyio.to_thread.run_sync(scratch.sweep)
         client = GatewayClient(url=settings.url, token_file=settings.token_file, ca_file=settings.ca_file)
+        client.instance_of = lambda: scratch.instance
         watch = Watch()
         if settings.runtime == "auto":
             settings = dataclasses.replace(settings, runtime=await _choose(settings, scratch, exec_path))

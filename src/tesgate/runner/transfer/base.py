@@ -74,6 +74,12 @@ class Item:
         """
         return None
 
+    def begin(self, stop: Stop) -> None:
+        """Make what `trace` names, still without a byte in it; called once before the traces are journalled.
+
+        Most have nothing to make. Raises `StagingError`, `Stopped`.
+        """
+
 
 class Sink(Protocol):
     """Where outputs go to."""

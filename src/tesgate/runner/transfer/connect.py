@@ -35,7 +35,7 @@ else:
         return method
 
 
-__all__ = ["HttpSettings", "Unresolved", "make_pools"]
+__all__ = ["Guard", "HttpSettings", "Unresolved", "connect_any", "make_pools"]
 
 _SLICE = 0.1
 _Place = Tuple[int, int, int, str, Tuple[Any, ...]]
@@ -122,7 +122,7 @@ def _connect(address: _Place, options: Any, stop: Stop, timeout: float) -> socke
     return sock
 
 
-class _Guard:
+class Guard:
     """Shuts a connection down when a stop comes, from whichever thread, without touching its TLS state."""
 
     def __init__(self, sock: socket.socket, stop: Stop) -> None:
@@ -145,29 +145,50 @@ class _Guard:
         self._twin.close()
 
 
+def connect_any(
+    host: str,
+    port: int,
+    stop: Stop,
+    timeout: float,
+    *,
+    check: Optional[Callable[[List[str]], None]] = None,
+    options: Any = ((socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),),
+) -> socket.socket:
+    """Connect to the first address of a name that answers; `check` is shown all of them before.
+
+    Raises `Unresolved`, OSError, `Stopped`, what `check` raises.
+    """
+    addresses = _resolve(host, port, stop, timeout)
+    if check is not None:
+        check([str(address[4][0]) for address in addresses])
+    fault = OSError(errno.EADDRNOTAVAIL, "no address")
+    for address in addresses:
+        try:
+            return _connect(address, options, stop, timeout)
+        except OSError as error:
+            fault = error
+    raise fault
+
+
 def make_pools(policy: AddressPolicy, stop: Stop, settings: HttpSettings) -> urllib3.PoolManager:
     """Make connection pools bound to one policy and one stop. Proxies of the environment are ignored."""
 
-    def connect(connection: urllib3.connection.HTTPConnection) -> Tuple[socket.socket, _Guard]:
+    def connect(connection: urllib3.connection.HTTPConnection) -> Tuple[socket.socket, Guard]:
         host, port = connection.host.strip("[]"), connection.port
         timeout = settings.connect_timeout
-        addresses = _resolve(host, port, stop, timeout)
-        policy.check(host, port, [str(address[4][0]) for address in addresses])
-        fault: Optional[OSError] = None
-        for address in addresses:
-            try:
-                sock = _connect(address, connection.socket_options, stop, timeout)
-            except OSError as error:
-                fault = error
-                continue
-            try:
-                return sock, _Guard(sock, stop)
-            except BaseException:
-                sock.close()
-                raise
-        raise urllib3.exceptions.NewConnectionError(
-            connection, str(fault.strerror if fault is not None else "no address")
-        )
+
+        def check(addresses: List[str]) -> None:
+            policy.check(host, port, addresses)
+
+        try:
+            sock = connect_any(host, port, stop, timeout, check=check, options=connection.socket_options)
+        except OSError as error:
+            raise urllib3.exceptions.NewConnectionError(connection, str(error.strerror or "no address")) from None
+        try:
+            return sock, Guard(sock, stop)
+        except BaseException:
+            sock.close()
+            raise
 
     def patient(connection: urllib3.connection.HTTPConnection) -> None:
         # A body is sent with the patience that an answer has, not with that of a connection to be made.
@@ -175,7 +196,7 @@ def make_pools(policy: AddressPolicy, stop: Stop, settings: HttpSettings) -> url
             connection.sock.settimeout(settings.read_timeout)
 
     class Plain(urllib3.connection.HTTPConnection):
-        _guard: Optional[_Guard] = None
+        _guard: Optional[Guard] = None
 
         @override
         def _new_conn(self) -> socket.socket:
@@ -195,7 +216,7 @@ def make_pools(policy: AddressPolicy, stop: Stop, settings: HttpSettings) -> url
             super().close()
 
     class Secure(urllib3.connection.HTTPSConnection):
-        _guard: Optional[_Guard] = None
+        _guard: Optional[Guard] = None
 
         @override
         def _new_conn(self) -> socket.socket:

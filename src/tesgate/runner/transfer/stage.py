@@ -203,11 +203,15 @@ class Stager:
                     prepared.directories.append(directory)
             for number, entry in enumerate(found.files):
                 prepared.items.append(entry.sink.place(entry, tag, number))
+
+        def note(stop: Stop) -> None:
             if journal is not None and prepared.temporaries:
                 journal(prepared.temporaries)
 
         await run_one(expand)
         try:
+            await run_all([item.begin for item in prepared.items], concurrency=self._concurrency)
+            await run_one(note)
             await run_all(
                 [partial(item.entry.sink.put, item, view) for item in prepared.items], concurrency=self._concurrency
             )

@@ -1,0 +1,362 @@
+"""Brings one object of a store into an open file: ranges side by side, each going on where it was cut, verified."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import threading
+import time
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Dict, Iterator, Optional
+
+from ..access import Found
+from .connect import HttpSettings
+from .faults import StagingError, os_fault
+from .s3access import Presigned, presigned
+from .s3http import Answer, Broken, Connections, NotTrusted
+from .s3sums import COMBINED, Combined, Sum, best_of, sum_of
+from .threads import Stop, parallel
+from .urls import redact
+
+__all__ = ["PASSING_STATUS", "Expired", "Fetcher", "Pauses", "Remote", "Trouble", "code_of", "refusal", "retry_after"]
+
+RANGE = 16 << 20
+"""Bytes of one request of a large object."""
+WIDTH = 6
+"""Requests at a time for one large object."""
+_BUFFER = 256 << 10
+_WORTH = 64 << 10
+"""Bytes that an answer must have brought for the count of failures to begin anew: drips do not."""
+_ROUNDS = 3
+"""Downloads of an object that is replaced, or does not match its checksum."""
+_RENEWALS = 2
+PASSING_STATUS = frozenset((408, 425, 429, 500, 502, 503, 504, 507, 508, 509, 520, 521, 522, 523, 524, 529))
+_PASSING_CODES = frozenset(("RequestTimeout", "SlowDown", "BadDigest", "XAmzContentChecksumMismatch", "IncompleteBody"))
+_LONGEST_RETRY_AFTER = 120.0
+
+
+class Trouble(Exception):
+    """What another request may not meet. `pause`: what the store asked for, in seconds."""
+
+    def __init__(self, why: str, pause: float = 0.0) -> None:
+        super().__init__(why)
+        self.why = why
+        self.pause = pause
+
+
+class _Replaced(Exception):
+    """The object is not the one that was looked at."""
+
+
+class Expired(Exception):
+    """The request is not taken (any more); `why` is half a sentence."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+
+def retry_after(answer: Answer) -> float:
+    """Seconds that the server asks for; dates, which object stores do not send, count as none."""
+    text = answer.headers.get("retry-after", "").strip()
+    return min(float(text), _LONGEST_RETRY_AFTER) if re.fullmatch(r"[0-9]{1,9}", text) else 0.0
+
+
+def code_of(answer: Answer) -> str:
+    """The store's own name of a fault, such as ``SlowDown``; empty where it says none."""
+    found = re.search(r"<Code>([A-Za-z0-9.]{1,64})</Code>", answer.text())
+    return found.group(1) if found else ""
+
+
+def refusal(answer: Answer) -> Exception:
+    """Return `Trouble`, `Expired` or a `StagingError` whose sentence is only half: "the store answered …"."""
+    code = code_of(answer)
+    why = "the store answered %d %s" % (answer.status, code or answer.reason)
+    if answer.status in PASSING_STATUS or code in _PASSING_CODES:
+        return Trouble(why.strip(), retry_after(answer))
+    if answer.status in (401, 403) or code in ("ExpiredToken", "AccessDenied"):
+        return Expired(why.strip())
+    if answer.status in (301, 302, 307, 308):
+        why += " and sends us elsewhere; let the administrator check the endpoint and region of this bucket"
+        return StagingError(why, transient=answer.status == 307)
+    return StagingError(why.strip(), transient=answer.status == 404)
+
+
+class Pauses:
+    """Counts failures in a row and sleeps after each, longer and longer; gives up after some."""
+
+    def __init__(self, settings: HttpSettings, stop: Stop) -> None:
+        self._settings = settings
+        self._stop = stop
+        self.failures = 0
+
+    def reset(self) -> None:
+        """Something was reached."""
+        self.failures = 0
+
+    def after(self, trouble: Trouble) -> bool:
+        """Sleep; False: that was the last try."""
+        self.failures += 1
+        if self.failures >= self._settings.tries:
+            return False
+        pause = min(self._settings.first_pause * 2.0 ** (self.failures - 1), self._settings.max_pause)
+        self._stop.wait(max(trouble.pause, pause * random.uniform(0.5, 1.0)))
+        return True
+
+
+@dataclass
+class Remote:
+    """An object that is to be fetched. Its presigned request may be missing or over: `Source` gives a new one."""
+
+    url: str
+    size: Optional[int]
+    etag: Optional[str]
+    checksum: Dict[str, str]
+    get: Optional[Presigned]
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    @property
+    def shown(self) -> str:
+        """For messages."""
+        return redact(self.url)
+
+
+class Renewer:
+    """Where fresh requests come from."""
+
+    def renew(self, remote: Remote, stop: Stop) -> Found:
+        """Look at the object again. Raises `StagingError`."""
+        raise NotImplementedError
+
+
+@dataclass
+class _Piece:
+    """A range of the object, `end` excluded; None: to its end, wherever that is."""
+
+    begin: int
+    end: Optional[int]
+    sum: Optional[Sum] = None
+    at: int = 0
+
+
+class Fetcher:
+    """Fetches objects for one step of one attempt. Safe in many threads."""
+
+    def __init__(self, *, connections: Connections, renewer: Renewer, settings: HttpSettings, stop: Stop) -> None:
+        self._connections = connections
+        self._renewer = renewer
+        self._settings = settings
+        self._stop = stop
+
+    def fetch(self, remote: Remote, handle: int) -> int:
+        """Fill the empty file `handle`; returns its size in bytes. Raises `StagingError`, `Stopped`."""
+        why = ""
+        for turn in range(_ROUNDS):
+            if turn:
+                os.ftruncate(handle, 0)
+            try:
+                return self._whole(remote, handle)
+            except _Replaced:
+                why = "was replaced while it was being read"
+                self._refresh(remote, None, same=False)
+            except _Wrong as error:
+                why = "does not match its checksum (%s)" % error
+        raise StagingError("input %s %s, %d times; try again later." % (remote.shown, why, _ROUNDS), transient=True)
+
+    def _whole(self, remote: Remote, handle: int) -> int:
+        known = best_of(remote.checksum)
+        size = remote.size
+        if size is None or size <= RANGE:
+            piece = _Piece(0, size, None if known is None else sum_of(known[0]))
+            self._piece(remote, handle, piece)
+            size, check = piece.at, piece.sum
+        else:
+            check = self._ranges(remote, handle, size, None if known is None else known[0])
+        if os.fstat(handle).st_size != size:
+            raise StagingError(
+                "input %s has another length on disk than the %d bytes that were received." % (remote.shown, size),
+                transient=True,
+            )
+        if known is not None and check is not None and check.base64() != known[1]:
+            raise _Wrong(known[0])
+        return size
+
+    def _ranges(self, remote: Remote, handle: int, size: int, name: Optional[str]) -> Optional[Sum]:
+        try:
+            os.ftruncate(handle, size)
+        except OSError as error:
+            raise os_fault(error, "input %s could not be written" % remote.shown) from error
+        pieces = [
+            _Piece(begin, min(begin + RANGE, size), Combined(name) if name in COMBINED and name else None)
+            for begin in range(0, size, RANGE)
+        ]
+        parallel((partial(self._piece, remote, handle, piece) for piece in pieces), concurrency=WIDTH, stop=self._stop)
+        if name is None:
+            return None
+        total = sum_of(name)
+        if isinstance(total, Combined):
+            for piece in pieces:
+                assert isinstance(piece.sum, Combined)
+                total.append(piece.sum)
+        else:  # a digest goes from the beginning to the end, and ranges do not come so
+            for data in _read(handle, size, self._stop):
+                total.update(data)
+        return total
+
+    # -- one range ---------------------------------------------------------------------------------------------
+
+    def _piece(self, remote: Remote, handle: int, piece: _Piece) -> None:
+        pauses = Pauses(self._settings, self._stop)
+        renewals = 0
+        piece.at = piece.begin
+        while True:
+            before = piece.at
+            used = self._request(remote)
+            try:
+                self._once(remote, used, handle, piece)
+                return
+            except Broken as error:
+                trouble = Trouble(error.why)
+            except Trouble as error:
+                trouble = error
+            except Expired as error:
+                renewals += 1
+                if renewals > _RENEWALS:
+                    raise StagingError("input %s could not be read: %s." % (remote.shown, error.why)) from None
+                self._refresh(remote, used, same=True)
+                continue
+            except NotTrusted:
+                raise StagingError(
+                    "input %s could not be read: the certificate of the store is not accepted; "
+                    "give the agent its authority (--ca-file)." % remote.shown
+                ) from None
+            except OSError as error:
+                raise os_fault(error, "input %s could not be written" % remote.shown) from error
+            if piece.at - before >= _WORTH:
+                pauses.reset()
+                renewals = 0
+            if not pauses.after(trouble):
+                raise StagingError(
+                    "input %s could not be read: %s (tried %d times)." % (remote.shown, trouble.why, pauses.failures),
+                    transient=True,
+                )
+
+    def _once(self, remote: Remote, used: Presigned, handle: int, piece: _Piece) -> None:
+        headers = dict(used.signed.headers)
+        ranged = piece.at > 0 or (piece.end is not None and piece.end != remote.size)
+        if ranged:
+            headers["range"] = "bytes=%d-%s" % (piece.at, "" if piece.end is None else piece.end - 1)
+        if remote.etag:
+            headers["if-match"] = remote.etag
+        with self._connections.request("GET", used.signed.url, headers) as answer:
+            self._check(remote, answer, piece, ranged)
+            self._pump(answer, handle, piece)
+        if piece.end is not None and piece.at != piece.end:
+            raise Trouble("the answer ended after %d of %d bytes" % (piece.at - piece.begin, piece.end - piece.begin))
+
+    def _check(self, remote: Remote, answer: Answer, piece: _Piece, ranged: bool) -> None:
+        if answer.status in (412, 416):
+            raise _Replaced
+        if answer.status not in (200, 206):
+            raise self._refused(remote, answer)
+        etag = answer.headers.get("etag")
+        if remote.etag and etag and etag.strip('"') != remote.etag.strip('"'):
+            raise _Replaced
+        if answer.status == 206:
+            found = re.fullmatch(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)", _range_of(answer))
+            if found is None or int(found.group(1)) != piece.at:
+                raise Trouble("the store answered with another part than the one asked for")
+            if found.group(3) != "*" and remote.size not in (None, int(found.group(3))):
+                raise _Replaced
+            end: Optional[int] = int(found.group(2)) + 1
+        elif ranged:
+            raise Trouble("the store answered with the whole object where a part was asked for")
+        else:
+            end = answer.length
+        if piece.end is None and end is not None and answer.status == 200:
+            piece.end = end  # nobody knew it before; a later answer must agree
+        if end is not None and piece.end is not None and end != piece.end:
+            raise Trouble(
+                "the store announced %d bytes where %d were asked for" % (end - piece.at, piece.end - piece.at)
+            )
+
+    def _refused(self, remote: Remote, answer: Answer) -> Exception:
+        fault = refusal(answer)
+        if isinstance(fault, StagingError):
+            what = "input %s could not be read: %s" % (remote.shown, fault.sentence)
+            if answer.status == 404:
+                what += "; somebody removed it while it was being staged"
+            return StagingError(what + ".", transient=fault.transient)
+        return fault
+
+    def _pump(self, answer: Answer, handle: int, piece: _Piece) -> None:
+        room = memoryview(bytearray(min(_BUFFER, (piece.end or _BUFFER) - piece.at or 1)))
+        patience = self._settings.read_timeout
+        since, mark = time.monotonic(), piece.at
+        while True:
+            self._stop.check()
+            count = answer.read_into(room)
+            if not count:
+                return
+            if piece.end is not None and count > piece.end - piece.at:
+                raise Trouble("the store sent more bytes than were asked for")
+            data = room[:count]
+            if piece.sum is not None:
+                piece.sum.update(data)
+            done = 0
+            while done < count:
+                done += os.pwrite(handle, data[done:], piece.at + done)
+            piece.at += count
+            now = time.monotonic()
+            if now - since > patience:
+                if piece.at - mark < _WORTH:
+                    raise Trouble("the store sends too slowly")
+                since, mark = now, piece.at
+
+    # -- the request -------------------------------------------------------------------------------------------
+
+    def _request(self, remote: Remote) -> Presigned:
+        used = remote.get
+        if used is None or not used.is_fresh:
+            return self._refresh(remote, used, same=True)
+        return used
+
+    def _refresh(self, remote: Remote, used: Optional[Presigned], *, same: bool) -> Presigned:
+        """Ask for a new request; of many threads that need it one does. `same`: for the object as it was."""
+        with remote.lock:
+            if remote.get is not None and remote.get is not used and same:
+                return remote.get
+            asked = time.monotonic()
+            found = self._renewer.renew(remote, self._stop)
+            if found.fault is not None:
+                raise StagingError("input %s" % found.fault.sentence, transient=found.fault.kind == "passing")
+            if found.get is None:
+                raise StagingError("input %s is not a file any more." % remote.shown, transient=True)
+            changed = found.etag != remote.etag or found.size != remote.size
+            if changed and same:
+                raise _Replaced
+            remote.size, remote.etag, remote.checksum = found.size, found.etag, found.checksum
+            remote.get = presigned(found.get, asked)
+            return remote.get
+
+
+class _Wrong(Exception):
+    """The bytes do not match the checksum of this name."""
+
+
+def _range_of(answer: Answer) -> str:
+    return answer.headers.get("content-range", "").strip()
+
+
+def _read(handle: int, size: int, stop: Stop) -> Iterator[memoryview]:
+    room = memoryview(bytearray(_BUFFER))
+    at = 0
+    while at < size:
+        stop.check()
+        count = os.preadv(handle, [room], at)
+        if not count:
+            return
+        yield room[:count]
+        at += count
