@@ -102,12 +102,19 @@ class Bench:
         )
 
     def counted(self, steps: int = 2, **more: Any) -> Plan:
-        """Executors that each leave one line a run in an output, and print it."""
-        scripts = ["echo run-%d | tee -a /work/count.txt; sleep %s" % (n, more.get("nap", "0")) for n in range(steps)]
-        more.pop("nap", None)
+        """Executors that each leave one line a run in an output, and print it; those `held` go on until `release`."""
+        held = more.pop("held", ())
+        scripts = ["echo run-%d | tee -a /work/count.txt" % n for n in range(steps)]
+        for n in held:
+            scripts[n] += "; until [ -e /work/go-%d ]; do sleep 0.1; done" % n
         outputs = [Output(path="/work/count.txt", url=(self.root / "count.txt").as_uri())]
         inputs = [Input(path="/work/in.txt", place="rw/work/in.txt", content="hello", writable=True)]
         return self.plan(*scripts, outputs=outputs, inputs=inputs, **more)
+
+    def release(self, step: int) -> None:
+        """Let executor `step` of a `held` plan end."""
+        for name in self.attempts():
+            (self.scratch / "attempts" / name / "rw" / "work" / ("go-%d" % step)).touch()
 
     def output(self, name: str) -> str:
         return (self.root / name).read_text()

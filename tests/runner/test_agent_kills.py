@@ -33,8 +33,11 @@ AT = [
 def _killed_once(bench: Bench, point: str) -> None:
     bench.start(crash_at=point)
     # An executor must live longer than the agent's safety interval to be found running.
-    key = bench.gateway.assign(bench.counted(2, nap="1.3" if point.startswith("during-executor") else "0"))
+    held = [int(point[-1]) - 1] if point.startswith("during-executor") else []
+    key = bench.gateway.assign(bench.counted(2, held=held))
     bench.wait_killed()
+    for step in held:
+        bench.release(step)
     assert key in bench.gateway.acknowledged or point == "after-begun" or bench.attempts()
     bench.start()
     message, body = bench.gateway.end_of(key)
@@ -64,8 +67,10 @@ def test_killed_on_docker(docker_bench: Bench, point: str) -> None:
 
 def test_killed_again_and_again(bench: Bench) -> None:
     """One attempt, a kill at every point in turn."""
-    key = bench.gateway.assign(bench.counted(2, nap="1.3"))
+    key = bench.gateway.assign(bench.counted(2, held=[0, 1]))
     for point in AT:
+        if point.startswith("after-result"):
+            bench.release(int(point[-1]) - 1)
         bench.start(crash_at=point)
         bench.wait_killed()
     bench.start()
@@ -82,9 +87,10 @@ def test_every_point_is_killed_at() -> None:
 def test_killed_while_the_gateway_is_away(bench: Bench) -> None:
     """Neither gateway nor agent is there when the executor ends; both come back."""
     bench.start(crash_at="during-executor")
-    key = bench.gateway.assign(bench.counted(1, nap="2"))
+    key = bench.gateway.assign(bench.counted(1, held=[0]))
     bench.wait_killed()
     bench.gateway.stop()
+    bench.release(0)
     bench.start()
     bench.gateway.start()
     assert bench.gateway.end_of(key)[1]["state"] == "COMPLETE"

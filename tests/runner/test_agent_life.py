@@ -170,7 +170,7 @@ def test_cancel_that_meets_the_last_word(bench: Bench) -> None:
 
 def test_410_removes_everything_quietly(bench: Bench) -> None:
     bench.start()
-    key = bench.gateway.assign(bench.counted(1, nap="60"))
+    key = bench.gateway.assign(bench.counted(1, held=[0]))
     _began(bench, key)
     bench.gateway.close_attempt(key)
     wait_for(lambda: not bench.attempts() and not bench.steps(), "everything to go")
