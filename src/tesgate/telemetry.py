@@ -120,5 +120,6 @@ def configure_logging(
     logging.getLogger("uvicorn.access").setLevel(logging.WARNING)
     # Its pool writes a traceback for each attempt to connect; the store says in a line that the database is away.
     logging.getLogger("asyncpg").setLevel(logging.ERROR)
-    for name in ("httpx", "httpcore", "asyncio", "urllib3"):
+    # botocore and aiohttp tell more than that when they debug: keys, signatures, what STS answered.
+    for name in ("httpx", "httpcore", "asyncio", "urllib3", "botocore", "aiobotocore", "aiohttp"):
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))

@@ -40,6 +40,7 @@ OF_A_TASK = [
 OF_AGENTS = [("POST", "/internal/v1/agents", FACTS), ("POST", "/internal/v1/agents/poll", POLL)]
 OF_ATTEMPTS = [
     *(("POST", f"/internal/v1/attempts/ID/1/{name}", REPORT) for name in ("report", "publish", "failed", "stopped")),
+    ("POST", "/internal/v1/attempts/ID/1/access", b'{"instance": "i", "look": ["s3://bucket/key"]}'),
     ("POST", "/internal/v1/attempts/ID/1/finish", REPORT[:-1] + b', "state": "COMPLETE"}'),
     ("PUT", "/internal/v1/attempts/ID/1/logs/0/stdout", b"bytes"),
 ]

@@ -29,4 +29,4 @@ async def world(database: Database, server: Server, monkeypatch: pytest.MonkeyPa
         settings = S3Settings(endpoints=[endpoint_of(server, monkeypatch, part_mb=5, request_checksum="crc32")])
         world = World(await made(database), server, client, bucket, settings)
         yield world
-        await world.endpoints.close()
+        await world.close()

@@ -11,9 +11,13 @@ from typing import Any
 from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession
 
-from tesgate.config import S3Endpoint, S3Settings
+from tesgate.config import DrsSettings, S3Endpoint, S3Settings
 from tesgate.runner.access import AccessAnswer, AccessRequest, Signed
+from tesgate.runner.plan import UrlPolicy
 from tesgate.services.access import AccessService
+from tesgate.services.drs import DrsAnswers
+from tesgate.storage.drs.resolver import Resolver
+from tesgate.storage.drs.web import JsonWeb
 from tesgate.storage.s3.endpoints import Endpoints
 from tesgate.store.database import Database
 from tesgate.store.uploads import UploadStore
@@ -30,6 +34,8 @@ class World:
     client: Any
     bucket: str
     settings: S3Settings
+    drs: DrsSettings = field(default_factory=DrsSettings)
+    policy: UrlPolicy = field(default_factory=UrlPolicy)
     endpoints: Endpoints = field(init=False)
     service: AccessService = field(init=False)
     uploads: UploadStore = field(init=False)
@@ -37,7 +43,13 @@ class World:
     def __post_init__(self) -> None:
         self.uploads = UploadStore(database=self.rows.database)
         self.endpoints = Endpoints(self.settings)
-        self.service = AccessService(uploads=self.uploads, endpoints=self.endpoints)
+        self.resolver = Resolver(self.drs, JsonWeb(self.policy))
+        self._open = [*getattr(self, "_open", []), self.endpoints, self.resolver]
+        self.service = AccessService(uploads=self.uploads, endpoints=self.endpoints, drs=DrsAnswers(self.resolver))
+
+    async def close(self) -> None:
+        for one in self._open:
+            await one.close()
 
     def url(self, key: str = "") -> str:
         return f"s3://{self.bucket}/{key}"

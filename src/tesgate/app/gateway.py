@@ -26,6 +26,7 @@ from tesgate.control.janitor import Janitor, LogKeeper
 from tesgate.control.keeper import Keeper
 from tesgate.control.observer import Observer
 from tesgate.control.supervisor import Supervisor, repeat
+from tesgate.control.uploads import UploadSweeper
 from tesgate.control.watchers import SilenceWatcher, watch_backend
 from tesgate.errors import Gone, Unavailable
 from tesgate.metrics import Metrics, Sample
@@ -36,9 +37,12 @@ from tesgate.model.roots import KnownRoot
 from tesgate.runner.plan import Plan, RunAs, UrlPolicy
 from tesgate.services.access import AccessService
 from tesgate.services.attempts import AttemptService, Policy
+from tesgate.services.drs import DrsAnswers
 from tesgate.services.tasks import Tasks
 from tesgate.services.timing import Timing
 from tesgate.storage.credentials import Credentials
+from tesgate.storage.drs.resolver import Resolver
+from tesgate.storage.drs.web import JsonWeb
 from tesgate.storage.s3.endpoints import Endpoints
 from tesgate.storage.workspace import Stream, Workspace
 from tesgate.store.agents import AgentStore
@@ -59,6 +63,9 @@ LOCAL_AGENT = "local-agent"
 """Name of the token of the agent that `serve` starts."""
 
 AGENT_TICK = timedelta(seconds=5)
+
+SWEEP = timedelta(seconds=20)
+"""Between two looks for uploads whose attempt is over."""
 
 
 class Gateway:
@@ -125,8 +132,12 @@ class Gateway:
         )
         self._uploads = UploadStore(database=self._database)
         self._endpoints = Endpoints(settings.s3)
+        self._drs = Resolver(settings.drs, JsonWeb(_url_policy(settings)))
         self.access_service = AccessService(
-            uploads=self._uploads, endpoints=self._endpoints, logins=Credentials(settings.credentials)
+            uploads=self._uploads,
+            endpoints=self._endpoints,
+            drs=DrsAnswers(self._drs),
+            logins=Credentials(settings.credentials),
         )
         self._plan_settings = _plan_settings(settings, opened.deployment)
         self.agent_trouble: Callable[[], str] = lambda: ""
@@ -147,6 +158,7 @@ class Gateway:
             finally:
                 await gateway._endpoints.close()
                 await gateway.workspace.aclose()
+                await gateway._drs.close()
 
     # for the internal routes
 
@@ -314,6 +326,14 @@ class Gateway:
             interval=timedelta(seconds=control.janitor_interval),
             keep_tasks=None if settings.retention.task_days is None else timedelta(days=settings.retention.task_days),
         )
+        sweeper = UploadSweeper(
+            uploads=self._uploads,
+            endpoints=self._endpoints,
+            replicas=self._replicas,
+            trust=self._trust,
+            interval=min(SWEEP, timedelta(seconds=control.janitor_interval)),
+        )
+        supervisor.add("uploads", lambda: self._repeat("uploads", sweeper.once, sweeper.interval))
         second = timedelta(seconds=1)
         supervisor.add("trust", lambda: self._repeat("trust", keeper.watch_trust, second))
         supervisor.add("drivers", drivers.run)
@@ -379,6 +399,11 @@ class Gateway:
         await self._replicas.leave(self.holder)
 
 
+def _url_policy(settings: Settings) -> UrlPolicy:
+    given = settings.url_policy
+    return UrlPolicy(allow_private=given.allow_private, allowed_hosts=list(given.allowed_hosts))
+
+
 def _plan_settings(settings: Settings, deployment: str) -> PlanSettings:
     runtime = settings.runtime
     run_as = RunAs(policy=runtime.run_as)
@@ -391,9 +416,7 @@ def _plan_settings(settings: Settings, deployment: str) -> PlanSettings:
         defaults=Need(defaults.cpu_cores, round(defaults.ram_gb * GB), round(defaults.disk_gb * GB)),
         pids=runtime.pids,
         run_as=run_as,
-        url_policy=UrlPolicy(
-            allow_private=settings.url_policy.allow_private, allowed_hosts=list(settings.url_policy.allowed_hosts)
-        ),
+        url_policy=_url_policy(settings),
         network=runtime.network,
         pull_policy=runtime.pull_policy,
         timeout=settings.timeouts.task,

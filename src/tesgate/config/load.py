@@ -7,7 +7,7 @@ import ipaddress
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -124,6 +124,12 @@ def _group(info: FieldInfo) -> type[BaseModel] | None:
     return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 
+def _member(info: FieldInfo) -> type[BaseModel] | None:
+    """What a list of groups has in it."""
+    kinds = [kind for kind in get_args(info.annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)]
+    return kinds[0] if get_origin(info.annotation) is list and kinds else None
+
+
 def _check_environment() -> None:
     """A misspelt variable is otherwise passed over in silence.
 
@@ -167,7 +173,7 @@ def _find(loc: tuple[int | str, ...]) -> tuple[str, FieldInfo | None, type[BaseM
         name += f".{part}" if name else part
         if part in model.model_fields:
             info = model.model_fields[part]
-            model = _group(info) or model
+            model = _group(info) or _member(info) or model
     return name, info, model
 
 
@@ -178,7 +184,9 @@ def _line(item: ErrorDetails) -> str:
             f"{name}: there is no such setting{_hint(str(item['loc'][-1]), model.model_fields)}; remove or correct it"
         )
     extra = info.json_schema_extra if info is not None and isinstance(info.json_schema_extra, dict) else {}
-    given = "" if item["type"] == "missing" or extra.get("secret") else f" (you gave {_short(item['input'])})"
+    # A table in a wrong place may have secrets in it.
+    plain = isinstance(item["input"], str | int | float)
+    given = f" (you gave {_short(item['input'])})" if plain and not extra.get("secret") else ""
     ways = [str(extra["flag"])] if "flag" in extra else []
     if all(isinstance(part, str) for part in item["loc"]):
         ways.append(ENV_PREFIX + "__".join(str(part) for part in item["loc"]).upper())
@@ -233,5 +241,5 @@ def _words(item: ErrorDetails, info: FieldInfo | None) -> str:
 
 
 def _short(value: Any) -> str:
-    text = str(value) if isinstance(value, (int, float, str)) else repr(value)
+    text = str(value)
     return text if len(text) <= 60 else text[:57] + "..."

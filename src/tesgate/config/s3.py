@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, field_validator
+from pydantic.config import JsonDict
 
 from tesgate.config.types import Group, Words
 
-__all__ = ["S3Endpoint", "S3Grant", "S3Settings", "SecretPlace"]
+__all__ = ["SECRET", "S3Endpoint", "S3Grant", "S3Settings", "SecretPlace"]
 
 _PLACE = re.compile(r"env:[A-Za-z_][A-Za-z0-9_]*|file:/.+")
 
@@ -22,8 +23,13 @@ def _place(value: str) -> str:
     return value
 
 
-SecretPlace = Annotated[str, AfterValidator(_place), Field(json_schema_extra={"secret": True})]
-"""Where a secret is to be read: ``env:NAME`` or ``file:/path``. Files are read again when they change."""
+SecretPlace = Annotated[str, AfterValidator(_place)]
+"""Where a secret is to be read: ``env:NAME`` or ``file:/path``. Files are read again when they change.
+
+Its fields say `SECRET`, so that no message shows what was given.
+"""
+
+SECRET: JsonDict = {"secret": True}
 
 
 class S3Grant(Group):
@@ -78,13 +84,17 @@ class S3Endpoint(Group):
         "when it changes.",
     )
     access_key_id: SecretPlace | None = Field(
-        default=None, description="Where the key's id is: `env:NAME`, `file:/path`."
+        default=None, json_schema_extra=SECRET, description="Where the key's id is: `env:NAME`, `file:/path`."
     )
-    secret_access_key: SecretPlace | None = Field(default=None, description="Where the secret key is.")
-    session_token: SecretPlace | None = Field(default=None, description="Where the session token is, if there is one.")
+    secret_access_key: SecretPlace | None = Field(
+        default=None, json_schema_extra=SECRET, description="Where the secret key is."
+    )
+    session_token: SecretPlace | None = Field(
+        default=None, json_schema_extra=SECRET, description="Where the session token is, if there is one."
+    )
     role_arn: str | None = Field(default=None, min_length=1, description="Role to assume with these credentials.")
     external_id: SecretPlace | None = Field(
-        default=None, description="Where the external id is that the role asks for."
+        default=None, json_schema_extra=SECRET, description="Where the external id is that the role asks for."
     )
     sts_url: str | None = Field(
         default=None, pattern=r"^https?://[^?#@\s]+$", description="Address of STS for `role_arn`; null: Amazon's."

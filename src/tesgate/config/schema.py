@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 
 from tesgate.config.compute import AgentSettings, Defaults, RuntimeSettings, TimeoutSettings
 from tesgate.config.credentials import Credential
+from tesgate.config.drs import DrsHost, DrsSettings
 from tesgate.config.keeping import ControlSettings, LogSettings, PoolSettings, RetentionSettings, RetrySettings
 from tesgate.config.s3 import S3Endpoint, S3Grant, S3Settings
 from tesgate.config.serving import (
@@ -32,6 +33,8 @@ __all__ = [
     "CorsSettings",
     "Credential",
     "Defaults",
+    "DrsHost",
+    "DrsSettings",
     "FileRoot",
     "Limits",
     "LogSettings",
@@ -116,6 +119,7 @@ class Settings(BaseSettings):
     runtime: RuntimeSettings = RuntimeSettings()
     url_policy: UrlPolicySettings = UrlPolicySettings()
     s3: S3Settings = S3Settings()
+    drs: DrsSettings = DrsSettings()
     limits: Limits = Limits()
     defaults: Defaults = Defaults()
     timeouts: TimeoutSettings = TimeoutSettings()

@@ -32,6 +32,8 @@ from tesgate.runner.access import (
     StoreQuestion,
     Upload,
 )
+from tesgate.services.drs import DrsAnswers
+from tesgate.storage.drs.names import below as drs_below
 from tesgate.storage.s3 import objects
 from tesgate.storage.s3.endpoints import Endpoints
 from tesgate.storage.s3.store import ObjectStore, StoreFault
@@ -75,7 +77,8 @@ class _Urls:
     outputs: list[Location] = field(default_factory=list)
     words: set[str] = field(default_factory=set)
     """URLs of all kinds, as the task has them."""
-    outer: list[str] = field(default_factory=list)
+    reads: set[str] = field(default_factory=set)
+    """Those of inputs."""
     directories: dict[Location, bool] = field(default_factory=dict)
     """Of FILE inputs that were asked for below: whether they are directories."""
 
@@ -110,9 +113,20 @@ class _Refused(Exception):
 class AccessService:
     """Answers one message after the other; keeps nothing that a restart would miss."""
 
-    def __init__(self, *, uploads: UploadStore, endpoints: Endpoints, logins: Logins | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        uploads: UploadStore,
+        endpoints: Endpoints,
+        drs: DrsAnswers,
+        logins: Logins | None = None,
+        deadline: float = DEADLINE,
+    ) -> None:
+        """`deadline`: seconds for the questions of one message."""
         self._uploads = uploads
         self._endpoints = endpoints
+        self._drs = drs
+        self._deadline = deadline
         self._logins = logins
         self._known: OrderedDict[str, _Urls] = OrderedDict()
 
@@ -152,7 +166,7 @@ class AccessService:
                 lambda one: self._complete(asker, one),
                 lambda one, fault: Completion(url=one.url, id=one.id, etags=[], size=one.size, fault=fault),
                 # What is under way when the lease ends is given up; without one each says so.
-                span=min(DEADLINE, asker.lease()) if asker.lease() >= 1.0 else DEADLINE,
+                span=min(self._deadline, asker.lease()) if asker.lease() >= 1.0 else None,
             )
         if request.abort:
             answer.uploads += await self._each(
@@ -187,11 +201,12 @@ class AccessService:
         ask: Callable[[Q], Awaitable[T]],
         refused: Callable[[Q, Fault], T],
         *,
-        span: float = DEADLINE,
+        span: float | None = None,
     ) -> list[T]:
         """Ask some at a time, until the time is over; one that fails stops no other."""
         answers: list[T | None] = [None] * len(questions)
         places = iter(range(len(questions)))
+        failed: list[Exception] = []
 
         async def some() -> None:
             for place in places:
@@ -204,11 +219,17 @@ class AccessService:
                     answers[place] = refused(question, _fault(_url(question), error))
                 except UrlRefused as error:
                     answers[place] = refused(question, Fault(f"{_shown(_url(question))} {error.why}."))
+                except Exception as error:
+                    # The whole message fails by it, as itself and not as one of a group.
+                    failed.append(error)
+                    group.cancel_scope.cancel()
 
-        with anyio.move_on_after(span):
+        with anyio.move_on_after(self._deadline if span is None else span):
             async with anyio.create_task_group() as group:
                 for _ in range(min(AT_ONCE, len(questions))):
                     group.start_soon(some)
+        if failed:
+            raise failed[0]
         late = "has no answer within the time; it is asked for again"
         return [
             refused(question, Fault(f"{_shown(_url(question))} {late}.", "passing")) if answer is None else answer
@@ -238,14 +259,42 @@ class AccessService:
         raise UrlRefused("is no input of this task; it lies below one that is a file")
 
     async def _look(self, asker: _Asker, url: str) -> Found:
+        if _is_drs(url):
+            self._check_drs(asker, url)
+            return await self._drs.look(url, **self._for_drs(asker))
         store, at, directory = await self._readable(asker, url)
         found = await objects.look(store, at, directory=directory)
         found.url = url
         return found
 
     async def _page(self, asker: _Asker, question: ListQuestion) -> Page:
+        if _is_drs(question.url):
+            self._check_drs(asker, question.url)
+            return await self._drs.page(question, **self._for_drs(asker))
         store, at, _ = await self._readable(asker, question.url)
         return await objects.page(store, at, after=question.after, limit=question.limit)
+
+    def _check_drs(self, asker: _Asker, url: str) -> None:
+        """Below a bundle lies what it holds; what a blob is, only its server knows."""
+        if not any(_is_drs(word) and drs_below(url, word) is not None for word in asker.urls.reads):
+            raise UrlRefused("is no input of this task")
+
+    def _for_drs(self, asker: _Asker) -> dict[str, Any]:
+        async def read(url: str) -> Found | None:
+            try:
+                at = parse(url)
+                store = self._endpoints.find(at, "read", owner=asker.attempt.owner, groups=asker.groups)
+            except UrlRefused:
+                return None
+            found = await objects.look(store, at, directory=False)
+            return found if found.kind == "file" else None
+
+        return {
+            "owner": asker.attempt.owner,
+            "groups": asker.groups,
+            "until": asker.began + self._deadline - MARGIN,
+            "read": read,
+        }
 
     # outputs
 
@@ -383,6 +432,7 @@ def _urls_of(document: dict[str, Any]) -> _Urls:
         if not url or item.get("content") is not None:
             continue
         urls.words.add(url)
+        urls.reads.add(url)
         try:
             urls.inputs.append((parse(url), item.get("type") == "DIRECTORY"))
         except UrlRefused:
@@ -396,6 +446,10 @@ def _urls_of(document: dict[str, Any]) -> _Urls:
             continue
     urls.words.discard("")
     return urls
+
+
+def _is_drs(url: str) -> bool:
+    return url[:6].lower() == "drs://"
 
 
 def _url(question: Any) -> str:

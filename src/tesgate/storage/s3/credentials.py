@@ -28,6 +28,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from tesgate.config import S3Endpoint
 from tesgate.storage.s3.signing import Keys
+from tesgate.storage.secrets import SecretMissing, read_secret
 
 __all__ = ["Credentials", "NoCredentials"]
 
@@ -71,9 +72,10 @@ class Credentials:
         """A store refused the keys: the next request reads them anew."""
         self._current = None
 
-    def session(self) -> AioSession:
-        """A session whose clients sign with `keys`, whatever they are at that moment."""
+    def session(self, loader: Any) -> AioSession:
+        """A session whose clients sign with `keys`, whatever they are at that moment. `loader`: of its models."""
         session = AioSession()
+        session.register_component("data_loader", loader)
         session.register_component("credential_provider", AioCredentialResolver([_Provider(self)]))
         return session
 
@@ -188,17 +190,10 @@ def _from_file(path: Path, profile: str) -> AioCredentials:
 
 
 def _value(place: str, what: str) -> str:
-    kind, _, name = place.partition(":")
-    if kind == "env":
-        value = os.environ.get(name, "")
-    else:
-        try:
-            value = Path(name).read_text("utf-8").strip()
-        except (OSError, UnicodeError) as error:
-            raise NoCredentials(f"the file of {what} cannot be read ({_kind(error)})") from None
-    if not value:
-        raise NoCredentials(f"{what} is empty; check where the configuration says it is")
-    return value
+    try:
+        return read_secret(place, what)
+    except SecretMissing as error:
+        raise NoCredentials(str(error)) from None
 
 
 def _marks(files: Sequence[Path]) -> list[tuple[str, int, int]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from tesgate.config import S3Endpoint, S3Settings
@@ -17,8 +18,8 @@ Use = Literal["read", "write"]
 class Endpoints:
     """All configured object stores."""
 
-    def __init__(self, settings: S3Settings) -> None:
-        self._stores = [ObjectStore(endpoint) for endpoint in settings.endpoints]
+    def __init__(self, settings: S3Settings, *, clock: Callable[[], float] = time.time) -> None:
+        self._stores = [ObjectStore(endpoint, clock=clock) for endpoint in settings.endpoints]
 
     async def close(self) -> None:
         """Let go of connections."""

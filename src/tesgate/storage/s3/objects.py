@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+import anyio.lowlevel
+
 from tesgate.config import S3Endpoint
 from tesgate.runner.access import Found, Page, Signed
 from tesgate.storage.s3.store import ObjectStore, StoreFault
@@ -23,6 +25,8 @@ PART_SPAN = 900.0
 MOST_PARTS = 10_000
 """https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html"""
 LARGEST = 5 << 40
+AT_A_TIME = 50
+"""URLs that are signed before others get their turn."""
 MIB = 1 << 20
 ALGORITHMS = ("crc32", "crc32c", "crc64nvme", "sha1", "sha256")
 _NAMES = {name: "Checksum" + name.upper() for name in ALGORITHMS}
@@ -46,6 +50,7 @@ async def look(store: ObjectStore, at: Location, *, directory: bool) -> Found:
         if not at.key:
             # A bucket with nothing in it: the request has shown that there is one.
             return Found(url=at.url(), kind="directory")
+    known = store.renewals
     try:
         answer = await store.call("head_object", at.bucket, Key=at.key, ChecksumMode="ENABLED")
     except StoreFault as fault:
@@ -54,7 +59,10 @@ async def look(store: ObjectStore, at: Location, *, directory: bool) -> Found:
             raise
         if await _holds(store, at):
             return Found(url=at.url(), kind="directory")
-        raise
+        if store.renewals == known:
+            raise
+        # The listing found the keys to be old ones, and new ones to be good.
+        answer = await store.call("head_object", at.bucket, Key=at.key, ChecksumMode="ENABLED")
     async with store.signer(at.bucket) as signer:
         get = signer.sign("GET", at.key, span=READ_SPAN)
     return Found(
@@ -74,7 +82,9 @@ async def page(store: ObjectStore, at: Location, *, after: str | None, limit: in
     found = Page()
     keys = [item["Key"] for item in answer.get("Contents") or []]
     async with store.signer(at.bucket) as signer:
-        for item in answer.get("Contents") or []:
+        for place, item in enumerate(answer.get("Contents") or []):
+            if place % AT_A_TIME == 0:
+                await anyio.lowlevel.checkpoint()
             key = item["Key"]
             name = key[len(prefix) :]
             if not key.startswith(prefix) or not name:
@@ -151,6 +161,8 @@ async def sign_parts(
     signed = []
     async with store.signer(at.bucket) as signer:
         for place, number in enumerate(numbers):
+            if place % AT_A_TIME == 0:
+                await anyio.lowlevel.checkpoint()
             headers = {}
             if algorithm is not None and place < len(checksums) and checksums[place]:
                 headers[f"x-amz-checksum-{algorithm}"] = checksums[place]

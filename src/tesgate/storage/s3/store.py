@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import anyio
+import anyio.to_thread
 import structlog
 from aiobotocore.config import AioConfig
 from botocore import UNSIGNED
@@ -22,6 +23,7 @@ from botocore.exceptions import (
 from botocore.exceptions import (
     ConnectionError as BotoConnectionError,
 )
+from botocore.loaders import create_loader
 
 from tesgate.config import S3Endpoint
 from tesgate.runner.access import Signed
@@ -73,9 +75,12 @@ class ObjectStore:
         self.endpoint = endpoint
         self.name = endpoint.name
         self._credentials = Credentials(endpoint)
+        self.renewals = 0
+        """How often keys were read anew because the store did not take them."""
         self._clock = clock
         self._offset = 0.0
         self._lock = anyio.Lock()
+        self._loader = create_loader()
         self._stack = AsyncExitStack()
         self._clients: dict[str, Any] = {}
         self._regions: dict[str, str] = {}
@@ -99,6 +104,7 @@ class ObjectStore:
                 if last or fault.code not in STALE | {"RequestTimeTooSkewed"}:
                     raise fault from None
                 self._credentials.forget()
+                self.renewals += 1
             except NoCredentials as error:
                 raise StoreFault("NoCredentials", f"{error} (endpoint {self.name})") from None
             except NoCredentialsError:
@@ -169,9 +175,12 @@ class ObjectStore:
             client = self._clients.get(region)
             if client is None:
                 endpoint = self.endpoint
+                if not self._clients:
+                    # Some megabytes of JSON, read and parsed here and not while everybody waits.
+                    await anyio.to_thread.run_sync(_warm, self._loader)
                 options: dict[str, Any] = {"signature_version": UNSIGNED if endpoint.anonymous else "s3v4"}
                 style = {"auto": "virtual" if endpoint.url is None else "path"}.get(endpoint.style, endpoint.style)
-                context = self._credentials.session().create_client(
+                context = self._credentials.session(self._loader).create_client(
                     "s3",
                     region_name=region,
                     endpoint_url=endpoint.url,
@@ -181,7 +190,7 @@ class ObjectStore:
                         read_timeout=12,
                         max_pool_connections=32,
                         s3={"addressing_style": style},
-                        retries={"mode": "standard", "total_max_attempts": 5},
+                        retries={"mode": "standard", "total_max_attempts": 4},
                         request_checksum_calculation="when_required",
                         response_checksum_validation="when_required",
                         **options,
@@ -214,6 +223,13 @@ class ObjectStore:
             "ExpiredToken": f"the gateway's credentials for endpoint {self.name} have expired; renew them",
         }
         return StoreFault(code, sentences.get(code) or f"endpoint {self.name} answered {code}")
+
+
+def _warm(loader: Any) -> None:
+    for kind in ("service-2", "endpoint-rule-set-1", "paginators-1"):
+        loader.load_service_model("s3", kind)
+    for name in ("endpoints", "partitions", "sdk-default-configuration", "_retry"):
+        loader.load_data(name)
 
 
 class Signer:

@@ -32,10 +32,9 @@ UPDATE upload SET completed_at = coalesce(completed_at, now()) WHERE task_id = $
 DELETE FROM upload WHERE task_id = $1 AND number = $2 AND id = $3;
 
 -- name: stale_uploads
--- Those of attempts that are over, or whose task has no row any more; oldest first. A few at a time, from behind $1 on.
+-- Those of attempts that are over, or whose task has no row any more; a few at a time, from behind $1 on. (A scalar
+-- subquery: one attempt after the other by the primary key, whatever the planner thinks of partitions.)
 SELECT u.* FROM upload u
 WHERE (u.task_id, u.number, u.id) > ($1::text, $2::integer, $3::text)
-  AND NOT EXISTS (
-      SELECT FROM attempt a WHERE a.task_id = u.task_id AND a.number = u.number AND NOT a.closed
-  )
+  AND NOT coalesce((SELECT NOT a.closed FROM attempt a WHERE a.task_id = u.task_id AND a.number = u.number), false)
 ORDER BY u.task_id, u.number, u.id LIMIT $4;

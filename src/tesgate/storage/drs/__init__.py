@@ -1,0 +1,1 @@
+"""GA4GH DRS: from ``drs://`` ids to where the bytes are."""

@@ -1,0 +1,71 @@
+"""An HTTP proxy in front of an S3 server that breaks what it is told to."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from email.utils import formatdate
+from time import time
+
+import aiohttp
+from aiohttp import web
+from yarl import URL
+
+SLOW_DOWN = b'<?xml version="1.0"?><Error><Code>SlowDown</Code><Message>slow down</Message></Error>'
+
+
+@dataclass
+class Proxy:
+    """Faults are counted down; 0 is none."""
+
+    target: str
+    client: aiohttp.ClientSession
+    url: str = ""
+    slow_down: int = 0
+    lose_answer_to: str | None = None
+    """The next request whose query holds this word is carried out, and its answer thrown away."""
+    skew: float = 0.0
+    """Seconds by which the server's clock seems to differ."""
+    asked: Counter[str] = field(default_factory=Counter)
+
+    async def carry(self, request: web.Request) -> web.StreamResponse:
+        self.asked[request.method] += 1
+        if self.slow_down:
+            self.slow_down -= 1
+            return web.Response(status=503, body=SLOW_DOWN, content_type="application/xml")
+        url = URL(self.target + request.raw_path, encoded=True)
+        body = await request.read()
+        headers = {name: value for name, value in request.headers.items() if name.lower() != "transfer-encoding"}
+        async with self.client.request(
+            request.method, url, headers=headers, data=body or None, allow_redirects=False
+        ) as answer:
+            data = await answer.read()
+            kept = {name: value for name, value in answer.headers.items() if name.lower() != "transfer-encoding"}
+            if self.skew:
+                kept["Date"] = formatdate(time() + self.skew, usegmt=True)
+            if self.lose_answer_to is not None and self.lose_answer_to in request.query_string:
+                self.lose_answer_to = None
+                assert request.transport is not None
+                request.transport.abort()
+            if request.method != "HEAD":
+                kept.pop("Content-Length", None)
+            return web.Response(status=answer.status, headers=kept, body=data if request.method != "HEAD" else None)
+
+
+@asynccontextmanager
+async def proxy_before(target: str) -> AsyncGenerator[Proxy]:
+    async with aiohttp.ClientSession(auto_decompress=False, skip_auto_headers=["content-type", "accept"]) as client:
+        proxy = Proxy(target, client)
+        app = web.Application(client_max_size=64 << 20)
+        app.router.add_route("*", "/{path:.*}", proxy.carry)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        proxy.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        try:
+            yield proxy
+        finally:
+            await runner.cleanup()
