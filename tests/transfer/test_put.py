@@ -14,6 +14,9 @@ import pytest
 from tesgate.runner.plan import Output, UrlPolicy
 from tesgate.runner.transfer.stage import LeaseLost, StagingError
 from tesgate.runner.transfer.threads import Stop
+from tesgate.storage.s3.store import ObjectStore
+from tests.beds.s3 import Server, Servers
+from tests.storage.s3_world import endpoint_of, new_bucket
 from tests.transfer.conftest import Bed
 from tests.transfer.put_server import Storing, put_server
 
@@ -254,3 +257,33 @@ def test_a_large_file_is_never_in_memory(bed: Bed, web: Storing) -> None:
         tracemalloc.stop()
     assert web.digests == {"/x": hashlib.sha256(bytes(size - 3) + b"end").hexdigest()}
     assert peak < 24 << 20
+
+
+@pytest.mark.parametrize("name", ["seaweed", "moto"])
+def test_a_presigned_put_of_a_real_store(bed: Bed, s3: Servers, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The query is the signature; with a wrong one the store's own word is in the sentence, and nothing else of it."""
+    server: Server = getattr(s3, name)
+    bucket = new_bucket()
+
+    async def made() -> tuple[str, Any]:
+        store = ObjectStore(endpoint_of(server, monkeypatch))
+        try:
+            await store.call("create_bucket", bucket)
+            async with store.signer(bucket) as signer:
+                url = signer.sign("PUT", "a key/ü.txt", span=600.0).url
+            bed.write("/work/out.txt", "hello")
+            await bed.stager().publish(
+                await bed.stager().prepare_outputs([Output("/work/out.txt", url)], [], str(bed.attempt), "tg-x-1"),
+                lambda: 30.0,
+            )
+            answer = await store.call("get_object", bucket, Key="a key/ü.txt")
+            async with answer["Body"] as body:
+                return url, await body.read()
+        finally:
+            await store.close()
+
+    url, stored = anyio.run(made)
+    assert stored == b"hello"
+    if server.checks:
+        sentence = fails(bed, url.replace("X-Amz-Signature=", "X-Amz-Signature=0"), r"403 Forbidden \(Signature")
+        assert "X-Amz" not in sentence
