@@ -11,7 +11,7 @@ from .base import Entry, Sink
 from .faults import PathRefused, StagingError, os_fault
 from .globs import base_of, expand, has_braces, has_wildcards, unescape
 from .threads import Stop
-from .urls import is_local, join, parted, printable
+from .urls import is_local, join, parted, printable, redact
 from .view import Missing, Node, View
 
 __all__ = ["Expansion"]
@@ -163,7 +163,7 @@ class Expansion:
             if before.node.path != node.path:
                 self._note(
                     "outputs %s and %s have the same url %s; the first was stored."
-                    % (printable(before.path), printable(shown), printable(url))
+                    % (printable(before.path), printable(shown), redact(url))
                 )
             return
         if len(self._taken) > MAX_ENTRIES:
