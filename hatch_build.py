@@ -1,4 +1,8 @@
-"""Build hook that compiles tesgate-exec statically for the wheel; ``python hatch_build.py`` compiles it in place."""
+"""Build hook that compiles tesgate-exec statically for the wheel; ``python hatch_build.py`` compiles it in place.
+
+A wheel holds the exec of the machine that builds it, and of others whose cross compiler is there. With
+``TESGATE_RELEASE=1`` (``make wheels``) it holds the exec of every architecture, or is not built at all.
+"""
 
 from __future__ import annotations
 
@@ -24,11 +28,13 @@ else:
     except ImportError:  # run as a script, where nothing but a compiler is needed
         Hook = object
 
-__all__ = ["CompileError", "ExecBuildHook", "build", "compile_exec"]
+__all__ = ["CompileError", "ExecBuildHook", "build", "compile_exec", "compilers", "is_release"]
 
 ROOT = Path(__file__).resolve().parent
 FOLDER = Path("src/tesgate/runner/exec")
 FLAGS = ["-std=c11", "-D_GNU_SOURCE", "-static", "-Os", "-s", "-Wall", "-Wextra", "-Werror", "-Wshadow"]
+# The same compiler makes the same bytes, wherever the sources lie.
+FLAGS += ["-Wl,--build-id=none"]
 NATIVE = ["musl-gcc", "gcc", "cc", "clang"]
 CROSS = {"aarch64": "aarch64-linux-gnu-gcc", "x86_64": "x86_64-linux-gnu-gcc"}
 ALIASES = {"amd64": "x86_64", "arm64": "aarch64"}
@@ -36,6 +42,11 @@ ALIASES = {"amd64": "x86_64", "arm64": "aarch64"}
 
 class CompileError(RuntimeError):
     """No compiler could build tesgate-exec; the message holds what each of them said."""
+
+
+def is_release() -> bool:
+    """Whether the wheel is to be given away: then it serves hosts of every architecture."""
+    return os.environ.get("TESGATE_RELEASE", "") not in ("", "0")
 
 
 def native_machine() -> str:
@@ -54,12 +65,15 @@ def compilers(machine: str) -> list[list[str]]:
 
 
 def compile_exec(machine: str, target: Path, root: Path = ROOT) -> Path:
-    """Compile for `machine` into `target` unless that is newer than every source. Raises `CompileError`."""
+    """Compile for `machine` into `target`, unless that is newer than every source and no release is made of it.
+
+    Raises `CompileError`.
+    """
     sources = sorted((root / FOLDER).glob("*.c"))
     headers = sorted((root / FOLDER).glob("*.h"))
     version_file = root / "src/tesgate/__init__.py"
     newest = max(path.stat().st_mtime for path in [*sources, *headers, version_file, Path(__file__)])
-    if target.is_file() and target.stat().st_mtime > newest:
+    if target.is_file() and target.stat().st_mtime > newest and not is_release():  # another compiler may have made it
         return target
     match = re.search(r'^__version__ = "([^"]+)"', version_file.read_text(encoding="utf-8"), re.MULTILINE)
     if match is None:
@@ -71,8 +85,9 @@ def compile_exec(machine: str, target: Path, root: Path = ROOT) -> Path:
         descriptor, scratch = tempfile.mkstemp(prefix=target.name + ".", dir=target.parent)
         os.close(descriptor)
         try:
-            line = [*command, *FLAGS, f'-DVERSION="{match[1]}"', *map(str, sources), "-o", scratch]
-            done = subprocess.run(line, capture_output=True, text=True, check=False)
+            names = [path.relative_to(root).as_posix() for path in sources]
+            line = [*command, *FLAGS, f'-DVERSION="{match[1]}"', *names, "-o", str(Path(scratch).absolute())]
+            done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=root)
             if done.returncode == 0:
                 os.chmod(scratch, 0o755)
                 os.replace(scratch, target)
@@ -90,7 +105,13 @@ def build(root: Path = ROOT) -> list[Path]:
     """Compile for this machine and, where a cross compiler is installed, for the others. Raises `CompileError`."""
     folder = root / FOLDER / "bin"
     machines = [native_machine()] if platform.system() == "Linux" else []
-    machines += [name for name in CROSS if name not in machines and compilers(name)]
+    machines += [name for name in CROSS if name not in machines and (is_release() or compilers(name))]
+    if missing := [name for name in machines if name in CROSS and is_release() and not compilers(name)]:
+        packages = " ".join(f"gcc-{name.replace('_', '-')}-linux-gnu" for name in missing)
+        raise CompileError(
+            f"A release wheel holds tesgate-exec for {' and '.join(CROSS)}, and there is no compiler for "
+            f"{' and '.join(missing)} here: install it (apt-get install {packages})."
+        )
     if not machines:
         raise CompileError(f"tesgate-exec runs on Linux; to compile it here install {' or '.join(CROSS.values())}.")
     return [compile_exec(name, folder / f"tesgate-exec-{name}", root) for name in machines]
@@ -113,7 +134,8 @@ class ExecBuildHook(Hook):
         """Compile, and tell Hatchling about the binaries and the platform."""
         root = Path(self.root)
         build_data["pure_python"] = False
-        build_data["tag"] = f"py3-none-{wheel_platform()}"
+        # The binaries of a release are data for any host of a pool, whatever the machine is that it is installed on.
+        build_data["tag"] = "py3-none-any" if is_release() else f"py3-none-{wheel_platform()}"
         for path in build(root):
             if version != "editable":  # an editable installation finds it beside the sources
                 build_data["force_include"][str(path)] = f"tesgate/runner/exec/bin/{path.name}"

@@ -35,10 +35,10 @@ ADMIN = Caller("root", admin=True)
 COMMON, RARE = ("workflow", "rnaseq"), ("project", "rare")
 QUERIES = {
     "all": {},
-    "state, common": {"state": "COMPLETE"},
-    "state, 2 %": {"state": "EXECUTOR_ERROR"},
-    "state, rare": {"state": "SYSTEM_ERROR"},
-    "state, none": {"state": "PAUSED"},
+    "state, common": {"states": ["COMPLETE"]},
+    "state, 2 %": {"states": ["EXECUTOR_ERROR"]},
+    "state, rare": {"states": ["SYSTEM_ERROR"]},
+    "state, none": {"states": ["PAUSED"]},
     "tag, common": {"tags": [COMMON]},
     "tag, 200": {"tags": [("run", "run-5")]},
     "tag, rare": {"tags": [RARE]},
@@ -48,10 +48,10 @@ QUERIES = {
     "prefix, rare": {"name_prefix": "odd-"},
     "prefix, old": {"name_prefix": "old-"},
     "prefix, none": {"name_prefix": "absent"},
-    "common state, rare tag": {"state": "COMPLETE", "tags": [RARE]},
-    "rare state, common tag": {"state": "SYSTEM_ERROR", "tags": [COMMON]},
+    "common state, rare tag": {"states": ["COMPLETE"], "tags": [RARE]},
+    "rare state, common tag": {"states": ["SYSTEM_ERROR"], "tags": [COMMON]},
     "common tag, rare prefix": {"tags": [COMMON], "name_prefix": "odd-"},
-    "all three, common": {"state": "COMPLETE", "tags": [COMMON], "name_prefix": "nf-"},
+    "all three, common": {"states": ["COMPLETE"], "tags": [COMMON], "name_prefix": "nf-"},
 }
 
 

@@ -39,6 +39,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         group = item.nodeid.partition("::")[0]
         if "gateways" in needs:
             group = "hostile"  # three processes that all its modules share
+        if "podman" in needs or "podman_rootless" in needs:
+            group = "podman"
         item.add_marker(pytest.mark.xdist_group("docker" if "docker" in needs else group))
 
 
@@ -160,6 +162,20 @@ def docker() -> Generator[Any]:
 
 
 @pytest.fixture(scope="session")
+def podman() -> Generator[Any]:
+    """Root's Podman (`tests.beds.podman.Podman`)."""
+    with beds.standing("podman") as bed:
+        yield bed
+
+
+@pytest.fixture(scope="session")
+def podman_rootless() -> Generator[Any]:
+    """An ordinary user's Podman (`tests.beds.podman.Podman`)."""
+    with beds.standing("podman_rootless") as bed:
+        yield bed
+
+
+@pytest.fixture(scope="session")
 def bubblewrap() -> Generator[Any]:
     """A bubblewrap that works on this machine (`tests.beds.bubblewrap.Bubblewrap`)."""
     with beds.standing("bubblewrap") as bed:
@@ -177,6 +193,13 @@ def python39() -> Generator[Any]:
 def s3() -> Generator[Any]:
     """Two S3 servers (`tests.beds.s3.Servers`)."""
     with beds.standing("s3") as bed:
+        yield bed
+
+
+@pytest.fixture(scope="session")
+def clients() -> Generator[Any]:
+    """Model classes of older clients in an environment of their own (`tests.beds.clients.Clients`)."""
+    with beds.standing("clients") as bed:
         yield bed
 
 

@@ -1,4 +1,4 @@
-"""Writes what the application exports: openapi/tes.yaml, and openapi/tesgate.yaml for the extension routes.
+"""Writes what the application exports: openapi/tes.yaml, tes-1.0.yaml (under /v1) and tesgate.yaml (extension routes).
 
 ``--check`` only compares.
 """
@@ -14,6 +14,7 @@ from typing import Any, cast
 import yaml
 
 from tesgate.api.context import ApiContext
+from tesgate.api.old_openapi import old_document
 from tesgate.api.openapi import tes_document
 from tesgate.api.tes import PREFIX
 from tesgate.app import build_app
@@ -37,14 +38,22 @@ def extensions() -> dict[str, Any]:
     document.pop("x-tesgate", None)
     # Only what these routes refer to.
     schemas = document.get("components", {}).get("schemas", {})
+    used: set[str] = set()
     text = json.dumps(document["paths"])
-    document["components"] = {"schemas": {name: schemas[name] for name in sorted(schemas) if f'/{name}"' in text}}
+    while more := {name for name in schemas if f'/{name}"' in text} - used:
+        used |= more
+        text = json.dumps([schemas[name] for name in more])
+    document["components"] = {"schemas": {name: schemas[name] for name in sorted(used)}}
     return document
 
 
 def render() -> dict[str, str]:
     """The files' texts by name."""
-    documents = {"tes.yaml": json.loads(json.dumps(tes_document())), "tesgate.yaml": extensions()}
+    documents = {
+        "tes.yaml": json.loads(json.dumps(tes_document())),
+        "tes-1.0.yaml": json.loads(json.dumps(old_document())),
+        "tesgate.yaml": extensions(),
+    }
     return {
         name: HEAD + yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120)
         for name, document in documents.items()

@@ -20,6 +20,7 @@ from tesgate.app.web import build_app
 from tesgate.auth.authenticator import Authenticator
 from tesgate.config import FileRoot, Settings
 from tesgate.model.intake import IntakeRules
+from tesgate.services.agents import Agents
 from tesgate.services.tasks import Tasks
 from tesgate.storage.workspace import FileWorkspace, Workspace
 from tesgate.store.database import Database
@@ -38,6 +39,7 @@ class Context:
     authenticator: Authenticator
     workspace: Workspace
     tasks: Tasks | None = None
+    agents: Agents | None = None
     metrics: Metrics = field(default_factory=Metrics)
     backend_parameters: Sequence[str] = ()
     not_ready: list[str] = field(default_factory=list)

@@ -33,10 +33,13 @@ async def test_probes(bare) -> None:
 
 async def test_metrics_name_the_route_and_not_the_path(client: httpx.AsyncClient) -> None:
     id = (await client.post(f"{TES}/tasks", json=task())).json()["id"]
+    await client.get(f"{TES}/tasks/{id}")
     await client.get(f"/v1/tasks/{id}")
     await client.get("/nowhere/at/all")
     text = (await client.get("/metrics")).text
     assert 'tesgate_http_request_seconds_count{method="GET",route="/ga4gh/tes/v1/tasks/{id}",status="200"} 1.0' in text
+    # Whoever still speaks the old dialect can be seen.
+    assert 'tesgate_http_request_seconds_count{method="GET",route="/v1/tasks/{id}",status="200"} 1.0' in text
     assert 'route="none",status="404"' in text
     assert "tesgate_tasks_submitted_total 1.0" in text
     assert id not in text and "nowhere" not in text

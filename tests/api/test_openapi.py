@@ -14,9 +14,12 @@ import yaml
 from openapi_spec_validator import validate
 from tools.export_openapi import render
 
+from tesgate.api.old_openapi import old_document
 from tesgate.api.openapi import tes_document
 from tesgate.app.web import build_app
-from tests.api.conftest import TES, Context, make_context, task
+from tesgate.services.dialects import NEW_FIELDS
+from tesgate.store.database import Database
+from tests.api.conftest import TES, Context, make_context, task, use_database
 from tests.beds import is_required
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,11 +36,44 @@ def official() -> Any:
     pytest.skip(reason)
 
 
-@pytest.mark.parametrize("name", ["tes.yaml", "tesgate.yaml"])
+@pytest.mark.parametrize("name", ["tes.yaml", "tes-1.0.yaml", "tesgate.yaml"])
 def test_the_exported_files_are_the_applications(name: str) -> None:
     text = (ROOT / "openapi" / name).read_text("utf-8")
     assert text == render()[name], "run tools/export_openapi.py"
     validate(yaml.safe_load(text))
+
+
+async def test_answers_under_v1_are_what_the_old_document_says(
+    client: httpx.AsyncClient, context: Context, database: Database
+) -> None:
+    document = json.loads(json.dumps(old_document()))
+    text = json.dumps(document["components"]["schemas"])
+    assert "CANCELING" not in text and "tesResources_backend_parameters" not in text
+    context.backend_parameters = ("known",)
+    use_database(context, database)
+    sent = task(
+        inputs=[{"path": "/in/a", "content": "x", "streamable": True}],
+        outputs=[{"path": "/out/*.txt", "path_prefix": "/out", "url": "/data/a"}],
+        resources={"cpu_cores": 0.5, "backend_parameters": {"known": "x"}, "backend_parameters_strict": True},
+    )
+    id = (await client.post("/v1/tasks", json=sent)).json()["id"]
+    for path, name in {
+        "/v1/tasks?view=FULL": "tesListTasksResponse",
+        f"/v1/tasks/{id}?view=BASIC": "tesTask",
+        f"/v1/tasks/{id}": "tesMinimalTask",
+        "/v1/service-info": "tesServiceInfo",
+        "/v1/tasks/service-info": "tesOldestServiceInfo",
+    }.items():
+        answer = (await client.get(path)).json()
+        jsonschema.validate(answer, {**document, "$ref": f"#/components/schemas/{name}"})
+        # What is only for requests is in no answer, whatever schema allows it.
+        assert not set(_keys(answer)) & {new for names in NEW_FIELDS.values() for new in names}
+
+
+def _keys(node: Any) -> list[str]:
+    if isinstance(node, list):
+        return [key for item in node for key in _keys(item)]
+    return [key for name, item in node.items() for key in (name, *_keys(item))] if isinstance(node, dict) else []
 
 
 async def test_the_application_shows_it(tmp_path: Path) -> None:

@@ -19,7 +19,19 @@ import pytest
 
 __all__ = ["NAMES", "BedUnavailable", "Outcome", "cache_directory", "is_required", "outcomes", "standing"]
 
-NAMES = ("postgres", "docker", "bubblewrap", "python39", "s3")
+NAMES = (
+    "postgres",
+    "docker",
+    "bubblewrap",
+    "python39",
+    "clients",
+    "snakemake",
+    "image",
+    "podman",
+    "podman_rootless",
+    "netns",
+    "s3",
+)
 
 
 class BedUnavailable(Exception):

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import tarfile
 from dataclasses import dataclass
+from typing import BinaryIO
 
 from tests.beds import BedUnavailable
 
@@ -41,7 +42,7 @@ class _Connection(http.client.HTTPConnection):
 
 
 def engine_call(
-    path: str, method: str, url: str, body: bytes | None = None, content_type: str = "application/json"
+    path: str, method: str, url: str, body: bytes | BinaryIO | None = None, content_type: str = "application/json"
 ) -> tuple[int, bytes]:
     """One call of the Engine API over the socket `path`, independent of the code under test."""
     connection = _Connection(path, 120.0)

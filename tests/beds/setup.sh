@@ -14,7 +14,16 @@ need bwrap bubblewrap
 need mmdebstrap mmdebstrap
 need busybox busybox-static
 need mount mount
-[ "$(id -u)" = 0 ] || need newuidmap uidmap
+need aarch64-linux-gnu-gcc gcc-aarch64-linux-gnu
+need qemu-aarch64-static qemu-user-static
+need docker-compose docker-compose
+need systemd-analyze systemd
+[ -e /usr/aarch64-linux-gnu/include/stdio.h ] || missing="$missing libc6-dev-arm64-cross"
+need newuidmap uidmap
+need podman podman
+need nsenter util-linux
+need ip iproute2
+need openssl openssl
 
 if [ -n "$missing" ]; then
     if [ "$(id -u)" != 0 ]; then
@@ -34,6 +43,11 @@ if [ -n "$missing" ]; then
         # The engine's bridge needs it, and --no-install-recommends leaves it out.
         case $missing in *docker.io*) apt-get install -y -qq --no-install-recommends iptables >"$log" 2>&1 </dev/null ||
             say "iptables cannot be installed: $(tail -n 1 "$log")" ;; esac
+        # The same for Podman's networks; and of the OCI runtimes only runc runs on control groups of version 1.
+        case $missing in *podman*) for package in runc netavark aardvark-dns slirp4netns fuse-overlayfs; do
+            apt-get install -y -qq --no-install-recommends "$package" >"$log" 2>&1 </dev/null ||
+                say "$package cannot be installed: $(tail -n 1 "$log")"
+        done ;; esac
         rm -f "$log"
     fi
 fi

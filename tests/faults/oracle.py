@@ -11,6 +11,7 @@ import hashlib
 import json
 import random
 import socketserver
+import ssl
 import threading
 import time
 from collections import Counter
@@ -179,11 +180,17 @@ class Oracle:
     """Submits, watches and judges. `urls` gives the base URLs of gateways at this moment, in the order to try them."""
 
     def __init__(
-        self, urls: Callable[[], Sequence[str]], witness: Witness, *, faults_allowed: Sequence[int] = (503,)
+        self,
+        urls: Callable[[], Sequence[str]],
+        witness: Witness,
+        *,
+        faults_allowed: Sequence[int] = (503,),
+        verify: ssl.SSLContext | bool = True,
     ) -> None:
-        """`faults_allowed`: statuses that a request may get while something is away."""
+        """`faults_allowed`: statuses that a request may get while something is away. `verify`: as httpx has it."""
+        self._verify = verify
         self._urls, self._witness, self._allowed = urls, witness, {200, *faults_allowed}
-        self._client = httpx.Client(timeout=40, trust_env=False)
+        self._client = httpx.Client(timeout=40, trust_env=False, verify=self._verify)
         self._seen: dict[str, _Seen] = {}
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -215,7 +222,7 @@ class Oracle:
         left = list(works)[::-1]
 
         def post() -> None:
-            with httpx.Client(timeout=40, trust_env=False) as client:
+            with httpx.Client(timeout=40, trust_env=False, verify=self._verify) as client:
                 while left:
                     try:
                         work = left.pop()
@@ -261,7 +268,7 @@ class Oracle:
         self._client.close()
 
     def _watch(self) -> None:
-        with httpx.Client(timeout=40, trust_env=False) as client:
+        with httpx.Client(timeout=40, trust_env=False, verify=self._verify) as client:
             while not self._stop.wait(0.25):
                 self._look(client)
 
@@ -312,7 +319,7 @@ class Oracle:
     def judge(self, *, system_errors: bool = False) -> None:
         """Say all that is wrong, once every task is over. `system_errors`: the faults were such that this is right."""
         self.close_watch()
-        with httpx.Client(timeout=40, trust_env=False) as client:
+        with httpx.Client(timeout=40, trust_env=False, verify=self._verify) as client:
             for seen in self._seen.values():
                 self._judge(seen, client, system_errors)
         for (task, attempt, executor), times in self._witness.starts().items():

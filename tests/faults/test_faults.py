@@ -273,7 +273,7 @@ BEFORE = """
         def encode(value):
             said = real(value)
             if isinstance(said, dict):
-                for name in ("tombstones", "draining", "labels", "published", "metadata", "wire"):
+                for name in ("tombstones", "draining", "labels", "zones", "gpus", "published", "metadata", "wire"):
                     said.pop(name, None)
             return said
         wire.encode = encode

@@ -191,11 +191,13 @@ class Agent:
         """Words before the command, such as ``ip netns exec NAME``."""
         self.url = ""
         """Where it finds its gateway; else where that listens."""
+        self.token: Path | None = None
+        """Of another pool than the default one."""
         self._gateway = gateway
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> Agent:
-        token = self._fleet.agent_token()
+        token = self.token or self._fleet.agent_token()
         command = [
             *(sys.executable, "-m", "tesgate.runner", "agent"),
             *("--url", self.url or f"http://127.0.0.1:{self._gateway.port}"),

@@ -7,7 +7,6 @@ import errno
 import importlib.util
 import json
 import os
-import platform
 import shutil
 import signal
 import stat
@@ -873,19 +872,6 @@ def test_own(step: Step, capabilities: str) -> None:
     assert (step.home / "single").stat().st_gid == 54321
     assert {path.lstat().st_uid for path in (outside, outside / "file", outside / "folder")} == {0}
     subprocess.run(["rm", "-rf", str(tree)], check=True)  # Python's own removal recurses
-
-
-# --- the other architecture -------------------------------------------------------------------------------------
-
-
-def test_the_arm64_binary_runs(step: Step) -> None:
-    emulator = shutil.which("qemu-aarch64-static")
-    binary = ROOT / "src/tesgate/runner/exec/bin/tesgate-exec-aarch64"
-    if platform.machine() == "aarch64" or emulator is None or not binary.exists():
-        pytest.skip("needs another architecture, qemu-aarch64-static and a cross-compiled exec")
-    line = [emulator, str(binary), "run", "--control", str(step.control), "--", "/bin/sh", "-c", "echo hi; exit 3"]
-    assert subprocess.run(line, capture_output=True, check=False).returncode == 3
-    assert (step.result()["exit_code"], step.read("stdout.tail")) == (3, b"hi\n")
 
 
 def test_a_mount_of_something_else_is_not_entered(step: Step) -> None:

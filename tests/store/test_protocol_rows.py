@@ -14,6 +14,7 @@ from tesgate.errors import IdempotencyConflict, TaskNotFound
 from tesgate.model.caller import Caller
 from tesgate.model.records import ListQuery
 from tesgate.model.state import TERMINAL, State, may_follow
+from tesgate.model.wishes import Seen
 from tesgate.store.attempts import Said
 from tesgate.store.database import Database
 from tesgate.store.errors import DatabaseUnavailable
@@ -110,8 +111,8 @@ async def test_the_head_holds_documents_once_and_never_all_of_one_owner(rows: Ro
     head = await rows.tasks.head(4)
     assert [candidate.owner for candidate in head.candidates] == ["alice", "bob", "bob", "bob"]
     assert head.candidates[0].paths == (("/data/x", False),)
-    assert [(pool, room.agent_id) for pool, room in head.rooms] == [("default", "agent1")]
-    known = {first: (("/known", True),)}
+    assert [(room.pool, room.agent_id) for room in head.rooms] == [("default", "agent1")]
+    known = {first: Seen((("/known", True),))}
     assert (await rows.tasks.head(4, known=known)).candidates[0].paths == (("/known", True),)
     assert not (await rows.tasks.head(10)).more
 
@@ -323,7 +324,7 @@ async def test_lists_filter_page_and_keep_the_newest_first(rows: Rows) -> None:
     assert await ids(tags=(("all", None), ("i", "2"))) == [made[2]]
     assert await ids(tags=(("absent", None),)) == []
     await rows.tasks.cancel_task(ALICE, made[0])
-    assert await ids(state="CANCELED") == [made[0]]
+    assert await ids(states=["CANCELED"]) == [made[0]]
 
 
 async def test_the_head_goes_on_behind_what_was_seen(rows: Rows) -> None:

@@ -104,6 +104,18 @@ def test_a_secret_is_not_shown(monkeypatch) -> None:
     assert "database_url" in lines[0]
 
 
+def test_the_database_s_url_may_stand_in_a_file(tmp_path, monkeypatch) -> None:
+    secret = write(tmp_path, "postgresql://user:hunter2@host/db\n")
+    assert load_settings(None, {"database_url_file": secret}).database_url == "postgresql://user:hunter2@host/db"
+    monkeypatch.setenv("TESGATE_DATABASE_URL_FILE", str(secret))
+    assert load_settings().database_url == "postgresql://user:hunter2@host/db"
+    assert "give one of them" in faults(overrides={"database_url": "postgresql://host/db"})[0]
+    secret.write_text("hunter2")
+    assert "database_url: must be a URL" in faults()[0] and "hunter2" not in "".join(faults())
+    secret.unlink()
+    assert "cannot be read (No such file or directory)" in faults()[0]
+
+
 @pytest.mark.parametrize(
     ("overrides", "word"),
     [

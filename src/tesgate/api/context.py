@@ -7,6 +7,7 @@ from typing import Protocol
 
 from tesgate.auth.authenticator import Authenticator
 from tesgate.config import Settings
+from tesgate.services.agents import Agents
 from tesgate.services.tasks import Tasks
 from tesgate.storage.workspace import Workspace
 from tesgate.telemetry import Metrics
@@ -24,6 +25,10 @@ class ApiContext(Protocol):
     @property
     def tasks(self) -> Tasks:
         """The use cases of TES."""
+
+    @property
+    def agents(self) -> Agents:
+        """What operators do with agents."""
 
     @property
     def authenticator(self) -> Authenticator:

@@ -19,9 +19,10 @@ from tesgate.api.body import storable
 from tesgate.api.middleware import ROUTE
 from tesgate.errors import BadRequest, MethodNotAllowed, TooLarge, Unauthorized
 from tesgate.runner.access import AccessAnswer, AccessRequest
-from tesgate.runner.report import AgentFacts, Answer, PollRequest, Report
+from tesgate.runner.report import AgentFacts, Answer, Drained, DrainRequest, PollRequest, Report
 from tesgate.runner.wire import WIRE, WireError, decode, encode
 from tesgate.services.access import AccessService
+from tesgate.services.agents import Agents
 from tesgate.services.attempts import AttemptService
 from tesgate.storage.workspace import Stream
 
@@ -41,6 +42,7 @@ class InternalContext(Protocol):
 
     attempt_service: AttemptService
     access_service: AccessService
+    agents: Agents
 
     async def pool_of(self, token: str) -> str | None:
         """The pool that an agent token belongs to; None: no such token."""
@@ -56,7 +58,7 @@ class InternalContext(Protocol):
 
 
 _PATHS = re.compile(
-    r"/internal/v1/(?:(?P<register>agents)|(?P<poll>agents/poll)"
+    r"/internal/v1/(?:(?P<register>agents)|(?P<poll>agents/poll)|(?P<drain>agents/drain)"
     r"|attempts/(?P<task>[^/]+)/(?P<number>[0-9]{1,9})/"
     r"(?:(?P<message>report|publish|finish|failed|stopped|access)|logs/(?P<step>[0-9]{1,9})/(?P<stream>stdout|stderr)))"
 )
@@ -84,7 +86,11 @@ class InternalRoutes(BaseRoute):
         found: re.Match[str] = scope["tesgate.internal"]
         message, stream = found["message"], found["stream"]
         scope[ROUTE] = "/internal/v1/" + (
-            f"attempts/{message}" if message else "attempts/logs" if stream else found["register"] or found["poll"]
+            f"attempts/{message}"
+            if message
+            else "attempts/logs"
+            if stream
+            else found["register"] or found["poll"] or found["drain"]
         )
         expected = "PUT" if stream else "POST"
         if scope["method"] != expected:
@@ -100,6 +106,10 @@ class InternalRoutes(BaseRoute):
         elif found["poll"]:
             pool = await _pool(self._context, request)
             answer = await self._context.attempt_service.poll(pool, await _body(PollRequest, request))
+        elif found["drain"]:
+            pool, asked = await _pool(self._context, request), await _body(DrainRequest, request)
+            told = await self._context.agents.drain_own(pool, asked.agent, asked.drain)
+            answer = Drained(hosts=[host for _, host in told])
         else:
             pool = await _pool(self._context, request)
             answer = await self._context.attempt_service.register(pool, await _body(AgentFacts, request))

@@ -19,7 +19,8 @@ _MODELS = (tes.Task, tes.ServiceInfo, tes.ListTasksResponse, tes.CreateTaskRespo
 _TAG = "TaskService"
 
 _ABOUT = """GA4GH Task Execution Service 1.1.0. In a request, null counts as absent, and unknown fields are ignored.
- Every answer that is not 2xx has the body `{"msg": …, "status_code": …}`. The same routes answer below `/v1`."""
+ Every answer that is not 2xx has the body `{"msg": …, "status_code": …}`. Below `/v1` the same
+ routes answer in the words of TES 1.0."""
 
 
 class _Schema(GenerateJsonSchema):

@@ -1,7 +1,8 @@
 """GA4GH TES 1.1.0 over HTTP: lean ASGI, documented in `tesgate.api.openapi`.
 
-The same routes answer under ``/ga4gh/tes/v1`` (the specification's) and ``/v1`` (older clients). A doubled slash in
-front of ``v1`` is forgiven: that is what an endpoint that ends with a slash becomes in some clients.
+Under ``/ga4gh/tes/v1``, the specification's path, answers are of TES 1.1. Under ``/v1``, where older clients look, they
+are of TES 1.0 (`services.dialects`). A doubled slash before ``v1`` is forgiven: an endpoint that ends with a slash
+becomes that in some clients.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, TypeVar
+from typing import TypeVar
 from urllib.parse import parse_qsl
 
 import anyio
@@ -18,21 +19,23 @@ from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tesgate import __version__
 from tesgate.api.body import check_media_type, headers_of, parse_json, read_body
 from tesgate.api.context import ApiContext
 from tesgate.api.errors import answer_to
 from tesgate.api.middleware import ROUTE
 from tesgate.api.origin import check_browser, check_origin
+from tesgate.api.service_info import oldest_service_info, service_info
 from tesgate.errors import BadRequest, MethodNotAllowed, TaskNotFound, Unavailable
 from tesgate.ga4gh import tes
-from tesgate.ga4gh.common import Organization
 from tesgate.model.caller import Caller
 from tesgate.model.records import View
+from tesgate.services.dialects import OldDialect
 
-__all__ = ["PREFIX", "TesRoutes", "service_info"]
+__all__ = ["OLD_PREFIX", "PREFIX", "TesRoutes"]
 
 PREFIX = "/ga4gh/tes/v1"
+OLD_PREFIX = "/v1"
+"""TES 1.0."""
 
 _PATHS = re.compile(
     r"//?(?:ga4gh/tes//?)?v1"
@@ -66,6 +69,8 @@ class _Call:
     receive: Receive
     headers: Mapping[bytes, bytes]
     id: str = ""
+    old: OldDialect | None = None
+    """In which the answer is given; None: as it is, in that of TES 1.1."""
 
     def query(self) -> list[tuple[str, str]]:
         raw = self.scope["query_string"]
@@ -83,12 +88,15 @@ class TesRoutes:
         self._rest = rest
         self._context = context
         self._large = anyio.Semaphore(LARGE_BODIES)
-        self._table: dict[str, tuple[str, dict[str, Answer]]] = {
-            "list": ("/tasks", {"GET": self._list, "POST": self._create}),
-            "info": ("/service-info", {"GET": self._service_info}),
-            "old_info": ("/tasks/service-info", {"GET": self._old_service_info}),
-            "cancel": ("/tasks/{id}:cancel", {"POST": self._cancel}),
-            "get": ("/tasks/{id}", {"GET": self._get}),
+        self._new, self._old = self._table(PREFIX), self._table(OLD_PREFIX)
+
+    def _table(self, prefix: str) -> dict[str, tuple[str, dict[str, Answer]]]:
+        return {
+            "list": (f"{prefix}/tasks", {"GET": self._list, "POST": self._create}),
+            "info": (f"{prefix}/service-info", {"GET": self._service_info}),
+            "old_info": (f"{prefix}/tasks/service-info", {"GET": self._oldest_service_info}),
+            "cancel": (f"{prefix}/tasks/{{id}}:cancel", {"POST": self._cancel}),
+            "get": (f"{prefix}/tasks/{{id}}", {"GET": self._get}),
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -105,7 +113,8 @@ class TesRoutes:
             await self._rest(scope, receive, send)
             return
         try:
-            body = await self._answer(match.lastgroup, match[match.lastgroup], scope, receive, send)
+            table = self._old if path[1] == "v" or path[2] == "v" else self._new
+            body = await self._answer(table, match.lastgroup, match[match.lastgroup], scope, receive, send)
         except Exception as error:
             response = await answer_to(Request(scope), error)
             await response(scope, receive, send)
@@ -114,11 +123,16 @@ class TesRoutes:
             await _send(body, send, bodiless=scope["method"] == "HEAD")
 
     async def _answer(
-        self, kind: str, found: str, scope: Scope, receive: Receive, send: Send
+        self,
+        table: Mapping[str, tuple[str, dict[str, Answer]]],
+        kind: str,
+        found: str,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
     ) -> bytes | list[bytes] | None:
         """The answer's body; None: it was sent already."""
-        template, methods = self._table[kind]
-        scope[ROUTE] = PREFIX + template
+        scope[ROUTE], methods = table[kind]
         method = scope["method"]
         handler = methods.get("GET" if method == "HEAD" else method)
         if handler is None:
@@ -131,7 +145,10 @@ class TesRoutes:
             return None
         headers_in = headers_of(scope)
         check_browser(headers_in, self._context.settings)
-        return await handler(_Call(scope, receive, headers_in, found))
+        if table is self._new:
+            return await handler(_Call(scope, receive, headers_in, found))
+        old = OldDialect(self._context.settings.dialect.queued_as_initializing)
+        return await handler(_Call(scope, receive, headers_in, found, old))
 
     async def _create(self, call: _Call) -> bytes:
         context = self._context
@@ -170,8 +187,10 @@ class TesRoutes:
         if view == "MINIMAL":
             # The route that clients poll: no document is read and none is built.
             state = await context.tasks.state(caller, call.id)
+            if call.old is not None:
+                state = call.old.state(state)
             return b'{"id":"%b","state":"%b"}' % (call.id.encode(), state.encode())
-        return await context.tasks.get(caller, call.id, view)
+        return await context.tasks.get(caller, call.id, view, old=call.old)
 
     async def _list(self, call: _Call) -> list[bytes]:
         context = self._context
@@ -184,8 +203,9 @@ class TesRoutes:
             page_size=_page_size(single.get("page_size")),
             page_token=single.get("page_token"),
             name_prefix=single.get("name_prefix"),
-            state=_choice(tes.State, "state", single.get("state")),
+            states=_states(single.get("state"), call.old),
             tags=_tags(query),
+            old=call.old,
         )
 
     async def _cancel(self, call: _Call) -> bytes:
@@ -196,14 +216,12 @@ class TesRoutes:
         return b"{}"
 
     async def _service_info(self, call: _Call) -> bytes:
-        del call  # open to everybody: registries ask without credentials
-        return to_json(service_info(self._context))
+        # Open to everybody: registries ask without credentials.
+        return to_json(service_info(self._context, old=call.old is not None))
 
-    async def _old_service_info(self, call: _Call) -> bytes:
-        """What TES before 1.0 had: its clients fail on any other field."""
+    async def _oldest_service_info(self, call: _Call) -> bytes:
         del call
-        info = service_info(self._context)
-        return to_json({"name": info["name"], "doc": info["description"], "storage": info["storage"]})
+        return to_json(oldest_service_info(self._context))
 
 
 async def _send(body: bytes | list[bytes], send: Send, *, bodiless: bool) -> None:
@@ -224,27 +242,6 @@ async def _send(body: bytes | list[bytes], send: Send, *, bodiless: bool) -> Non
     await send({"type": "http.response.body", "body": b"" if bodiless else body})
 
 
-def service_info(context: ApiContext) -> dict[str, Any]:
-    """The document of ``/service-info``."""
-    service = context.settings.service
-    info = tes.ServiceInfo(
-        id=service.id,
-        name=service.name,
-        description=service.description,
-        type=tes.ServiceType(group="org.ga4gh", artifact="tes", version=tes.TES_VERSION),
-        organization=Organization(name=service.organization_name, url=service.organization_url),
-        contactUrl=service.contact_url,
-        documentationUrl=service.documentation_url,
-        createdAt=service.created_at,
-        updatedAt=service.updated_at,
-        environment=service.environment,
-        version=__version__,
-        storage=[f"file://{root.path}" for root in context.settings.file_roots],
-        tesResources_backend_parameters=sorted(context.backend_parameters),
-    )
-    return info.model_dump(mode="json", exclude_none=True)
-
-
 def _choice(kind: type[Choice], name: str, value: str | None) -> str | None:
     if value is None:
         return None
@@ -252,6 +249,14 @@ def _choice(kind: type[Choice], name: str, value: str | None) -> str | None:
         return kind(value).value
     except ValueError:
         raise BadRequest(f"{name}: {value[:80]!r} is none of {', '.join(kind)}") from None
+
+
+def _states(text: str | None, old: OldDialect | None) -> tuple[str, ...] | None:
+    """States that were asked for; None: any. In the old dialect, all that are shown as that one."""
+    state = _choice(tes.State, "state", text)
+    if state is None:
+        return None
+    return (state,) if old is None else old.behind(state)
 
 
 def _view(query: list[tuple[str, str]]) -> View:

@@ -126,6 +126,9 @@ class Connection(HttpToolsProtocol):
         """Why a callback of ours stopped the parser."""
         self._asked: deque[RequestResponseCycle] = deque()
         """What is not answered yet, oldest first: uvicorn loses sight of all but the newest."""
+        self._gone = False
+        self._closing: float | None = None
+        """Since when a TLS connection is being closed."""
         self._sending: tuple[float, int] | None = None
         """Since when bytes wait for the client to take them, and how many they were."""
 
@@ -146,7 +149,7 @@ class Connection(HttpToolsProtocol):
         self._part = _Part.REFUSED
         transport.write(_answer(HTTPStatus.SERVICE_UNAVAILABLE, _FULL))
         if len(self.connections) <= self.bounds.connections + _LINGERING:
-            transport.write_eof()
+            _write_end(transport)
         else:
             transport.close()
 
@@ -188,6 +191,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell every request that is under way."""
+        self._gone = True
         for cycle in self._asked:
             cycle.disconnected = True
             cycle.message_event.set()
@@ -314,13 +318,15 @@ class Connection(HttpToolsProtocol):
         if broken is None or not broken.response_started:
             self.transport.write(_answer(status, msg))
         # Closed while something lies unread, TCP would reset, and the client might never see the answer.
-        self.transport.write_eof()
+        _write_end(self.transport)
 
     # once a second
 
     def look(self, now: float) -> None:
         """Let go of a client that keeps us waiting for too long."""
-        if self._is_stuck(now):
+        if self._is_left(now):
+            self.transport.abort()
+        elif self._is_stuck(now):
             self._drop()
         elif self._part is _Part.REFUSED:
             if not self._asked and now - self._since > _LINGER:
@@ -334,6 +340,25 @@ class Connection(HttpToolsProtocol):
             self._since, self._came = now, 0
         elif now - self._since > self.bounds.patience:
             self._late(now)
+
+    def _is_left(self, now: float) -> bool:
+        """Whether it is being closed and the client does not answer the end of TLS: an idle one hardly ever does."""
+        if not self.transport.is_closing() or self.transport.get_extra_info("ssl_object") is None:
+            return False
+        self._closing = now if self._closing is None else self._closing
+        return now - self._closing > _LINGER / 2
+
+    def shutdown(self) -> None:
+        """The server ends: nobody ticks any more, so it looks after itself."""
+        super().shutdown()
+        if self.transport.get_extra_info("ssl_object") is not None:
+            self._look_until_gone()
+
+    def _look_until_gone(self) -> None:
+        if self._gone:
+            return
+        self.look(self.loop.time())
+        self.loop.call_later(0.2, self._look_until_gone)
 
     def _late(self, now: float) -> None:
         cycle: RequestResponseCycle | None = self.cycle  # none before the first head
@@ -372,6 +397,14 @@ class Connection(HttpToolsProtocol):
         if self._silent:
             return self.loop.time() - self._since > _SILENCE
         return self._part is _Part.NOTHING and not self._asked
+
+
+def _write_end(transport: asyncio.Transport) -> None:
+    """Say that nothing more comes, and let the client read. TLS has no half of a connection: there it is closed."""
+    if transport.can_write_eof():
+        transport.write_eof()
+    else:
+        transport.close()
 
 
 def _answer(status: HTTPStatus, msg: str) -> bytes:

@@ -32,10 +32,13 @@ from tesgate.errors import Gone, Unavailable
 from tesgate.metrics import Metrics, Sample
 from tesgate.model.intake import IntakeRules
 from tesgate.model.planning import GB, Need, PlanSettings, build_plan, origin
+from tesgate.model.pools import PoolRule
 from tesgate.model.retries import Retries
 from tesgate.model.roots import KnownRoot
-from tesgate.runner.plan import Plan, RunAs, UrlPolicy
+from tesgate.model.wishes import BACKEND_PARAMETERS
+from tesgate.runner.plan import Keep, Plan, RunAs, UrlPolicy
 from tesgate.services.access import AccessService
+from tesgate.services.agents import Agents
 from tesgate.services.attempts import AttemptService, Policy
 from tesgate.services.drs import DrsAnswers
 from tesgate.services.tasks import Tasks
@@ -77,7 +80,8 @@ class Gateway:
         self.holder = holder
         self.deployment = opened.deployment
         self.metrics = Metrics()
-        self.backend_parameters: Sequence[str] = ()
+        self.backend_parameters: Sequence[str] = BACKEND_PARAMETERS
+        self._pools = [PoolRule(pool.name, frozenset(pool.callers), frozenset(pool.groups)) for pool in settings.pools]
         self.workspace: Workspace = open_workspace(settings, place)
         self._opened = opened
         self._database = opened.database
@@ -103,9 +107,15 @@ class Gateway:
         )
         self.tasks = Tasks(
             store=self._task_store,
-            rules=IntakeRules(limits=settings.limits, defaults=settings.defaults),
+            rules=IntakeRules(
+                limits=settings.limits,
+                defaults=settings.defaults,
+                backend_parameters=frozenset(self.backend_parameters),
+            ),
             share_with_group=settings.auth.share_with_group,
+            pools=self._pools,
         )
+        self.agents = Agents(store=self._agents, open_to_all=settings.auth.mode == "none", woken=self.wakes.queue)
         control = settings.control
         self._retries = Retries(
             max_attempts=settings.retries.max_attempts,
@@ -301,6 +311,7 @@ class Gateway:
             known_roots=[(root.path, root.writable) for root in self._plan_settings.roots],
             mount_roots=self._plan_settings.roots if any(root.mounted for root in self._plan_settings.roots) else (),
             pool=settings.agent.pool,
+            rules=self._pools,
             # Everybody is one user there: it is for a single caller.
             refused_runtimes=() if settings.auth.mode == "none" else ("bubblewrap",),
             hint=lambda: self.agent_trouble(),  # noqa: PLW0108 - set later, when the agent is known
@@ -407,9 +418,12 @@ def _url_policy(settings: Settings) -> UrlPolicy:
 def _plan_settings(settings: Settings, deployment: str) -> PlanSettings:
     runtime = settings.runtime
     run_as = RunAs(policy=runtime.run_as)
-    if ":" in runtime.run_as:
-        uid, _, gid = runtime.run_as.partition(":")
-        run_as = RunAs(policy="fixed", uid=int(uid), gid=int(gid))
+    if runtime.run_as[0].isdigit():
+        users, _, gid = runtime.run_as.partition(":")
+        first, dash, last = users.partition("-")
+        run_as = RunAs(
+            policy="fixed", uid=int(first), gid=int(gid) if gid else None, last_uid=int(last) if dash else None
+        )
     defaults = settings.defaults
     return PlanSettings(
         deployment=deployment,
@@ -426,4 +440,9 @@ def _plan_settings(settings: Settings, deployment: str) -> PlanSettings:
         log_bytes=settings.logs.max_bytes,
         logins=frozenset(filter(None, (origin(credential.prefix) for credential in settings.credentials))),
         roots=tuple(KnownRoot(str(root.path), root.writable, root.mode == "mount") for root in settings.file_roots),
+        home=runtime.home,
+        shm_bytes=None if runtime.shm_gb is None else round(runtime.shm_gb * GB),
+        labels=runtime.labels,
+        limits_off=tuple(runtime.limits_off),
+        keep=Keep(seconds=runtime.keep_seconds, failed_only=runtime.keep_which == "failed", most=runtime.keep_most),
     )

@@ -22,6 +22,7 @@ from tesgate.app.gateway import Gateway
 from tesgate.app.places import DataDir
 from tesgate.app.ports import who_listens
 from tesgate.app.server import server_of
+from tesgate.app.tls import Certificate
 from tesgate.app.web import build_app
 from tesgate.config import Settings, check_bind
 from tesgate.control.keeper import Superseded
@@ -38,6 +39,8 @@ log = structlog.get_logger(__name__)
 EXIT_SUPERSEDED = 7
 """6 means elsewhere that there is no such task."""
 
+CERTIFICATE_TICK = timedelta(seconds=5)
+
 LEAST_FILES = 256
 """Open files: PostgreSQL's connections, held polls, clients and logs."""
 MOST_FILES = 65_536
@@ -47,6 +50,7 @@ async def serve(settings: Settings) -> int:
     """Run a gateway until it is told to end; the process's exit code. Raises `ConfigError` with the way out."""
     configure_logging(form=settings.telemetry.log_format, level=settings.telemetry.log_level)
     check_bind(settings.server.host, settings)
+    certificate = Certificate.of(settings.server)
     _raise_open_files()
     place = DataDir(settings.data_dir)
     place.make()
@@ -55,16 +59,19 @@ async def serve(settings: Settings) -> int:
         with place.locked(), _listening(settings) as listener:
             place.check_original()
             async with Gateway.open(settings, place) as gateway:
-                return await _run(gateway, listener)
+                return await _run(gateway, listener, certificate)
     except StoreError as error:
         raise ConfigError(str(error)) from error
 
 
-async def _run(gateway: Gateway, listener: socket.socket) -> int:
+async def _run(gateway: Gateway, listener: socket.socket, certificate: Certificate | None) -> int:
     settings = gateway.settings
-    server = server_of(build_app(gateway, gateway), settings.server)
+    tls = None if certificate is None else certificate.context
+    server = server_of(build_app(gateway, gateway), settings.server, tls)
     supervisor = gateway.supervise()
-    url = settings.server.public_url or _url(listener)
+    if certificate is not None:
+        supervisor.add("certificate", lambda: repeat("certificate", certificate.once, CERTIFICATE_TICK))
+    url = settings.server.public_url or _url(listener, "http" if certificate is None else "https")
     if settings.agent.start and settings.runtime.engine != "none":
         await gateway.issue_agent_token()
         agent = _agent(gateway, url)
@@ -178,11 +185,11 @@ def _not_listening(host: str, port: int, error: OSError) -> str:
     )
 
 
-def _url(listener: socket.socket) -> str:
+def _url(listener: socket.socket, scheme: str) -> str:
     host, port = listener.getsockname()[:2]
     if host in ("0.0.0.0", "::"):
         host = "127.0.0.1"
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def _agent(gateway: Gateway, url: str) -> LocalAgent:
@@ -204,16 +211,24 @@ def _agent(gateway: Gateway, url: str) -> LocalAgent:
     ]
     if runtime.network != "default":
         command += ["--network", runtime.network]
+    if runtime.user_namespace is not None:
+        command += ["--user-namespace", runtime.user_namespace]
     if runtime.registry_auth_file is not None:
         command += ["--auth-file", str(runtime.registry_auth_file)]
     for name, value in (("--cpus", agent.cpus), ("--ram-gb", agent.ram_gb), ("--disk-gb", agent.disk_gb)):
         if value is not None:
             command += [name, str(value)]
+    if agent.gpus is not None:
+        command += ["--gpus", str(agent.gpus)]
+    if agent.ca_file is not None:
+        command += ["--ca-file", str(agent.ca_file)]
+    for zone in agent.zones:
+        command += ["--zone", zone]
     for root in settings.file_roots:
-        command += [
-            "--root",
-            f"{root.name}={root.path}" + ("" if root.writable else ":ro") + (":mount" if root.mode == "mount" else ""),
-        ]
+        mode = ":mount" if root.mode == "mount" else ""
+        command += ["--root", f"{root.name}={root.path}" + ("" if root.writable else ":ro") + mode]
+        if root.volume is not None:
+            command += ["--root-volume", f"{root.name}={root.volume}"]
     for name, word in agent.labels.items():
         command += ["--label", f"{name}={word}"]
     identity = hashlib.sha256("\0".join([__version__, *command]).encode()).hexdigest()

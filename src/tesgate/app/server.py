@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import resource
+import ssl
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -37,24 +38,26 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
 
-def server_of(app: Callable[..., Any], settings: ServerSettings) -> Server:
-    """The server for an application, bounded as the settings say."""
+def server_of(app: Callable[..., Any], settings: ServerSettings, tls: ssl.SSLContext | None = None) -> Server:
+    """The server for an application, bounded as the settings say; with `tls` it speaks HTTPS."""
     bounded = Bounds(connections=_room(settings.max_connections), patience=settings.client_timeout)
-    return Server(
-        uvicorn.Config(
-            app,
-            http=type("BoundedConnection", (Connection,), {"bounds": bounded}),
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            # Nothing here goes by a client's address or scheme, so no header may set them.
-            proxy_headers=False,
-            timeout_keep_alive=round(settings.keep_alive),
-            timeout_graceful_shutdown=round(settings.shutdown_grace),
-        )
+    config = uvicorn.Config(
+        app,
+        http=type("BoundedConnection", (Connection,), {"bounds": bounded}),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        # Nothing here goes by a client's address or scheme, so no header may set them.
+        proxy_headers=False,
+        timeout_keep_alive=round(settings.keep_alive),
+        timeout_graceful_shutdown=round(settings.shutdown_grace),
     )
+    if tls is not None:
+        config.load()
+        config.ssl = tls  # ours, because its certificate can change
+    return Server(config)
 
 
 def _room(wanted: int) -> int:

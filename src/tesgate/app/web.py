@@ -6,6 +6,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tesgate import __version__
+from tesgate.api.agents import agents_router
 from tesgate.api.context import ApiContext
 from tesgate.api.docs import install_docs
 from tesgate.api.errors import install_error_handlers
@@ -43,6 +44,7 @@ def build_app(context: ApiContext, internal: InternalContext | None = None) -> F
     app.include_router(meta_router(context))
     if "api" in context.settings.roles:
         app.include_router(logs_router(context))
+        app.include_router(agents_router(context))
     if internal is not None:
         app.router.routes.append(InternalRoutes(internal))
     if "api" in context.settings.roles:

@@ -31,7 +31,7 @@ class PoolBackend:
         self._interval = interval
 
     def check(self, document: Mapping[str, Any]) -> list[str]:
-        """Nothing of ``backend_parameters`` means anything here yet; the service says so itself."""
+        """What the pool understands of ``backend_parameters`` was checked at intake (`tesgate.model.wishes`)."""
         del document
         return []
 

@@ -168,6 +168,18 @@ class TesClient:
         # A server that does not know ranges sends everything again.
         return response.content[offset:] if response.status_code == 200 else response.content
 
+    def extension(self, method: str, path: str) -> dict[str, Any]:
+        """A route of tesgate beside TES."""
+        root = self.url
+        for prefix in _PREFIXES:
+            root = root.removesuffix(prefix)
+        response = self._send(method, root + "/tesgate/v1" + path)
+        if response.status_code == 403:
+            raise Failure(f"{self.url} refused{_message(response)}", Exit.SERVER)
+        if response.status_code == 404 and "agent" in _message(response):
+            raise Failure(_message(response).removeprefix(": "), Exit.NOT_FOUND)
+        return self._json(response)
+
     def _call(self, method: str, path: str, *, task_id: str | None = None, **kwargs: Any) -> dict[str, Any]:
         return self._json(self._send(method, self.base + path, **kwargs), task_id)
 

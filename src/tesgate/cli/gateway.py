@@ -139,6 +139,12 @@ def check_config(config: Config = None, data_dir: DataDir = None, database_url: 
         check_bind(settings.server.host, settings)
     except ConfigError as error:
         lines += error.lines
+    from tesgate.app.tls import Certificate
+
+    try:
+        Certificate.of(settings.server)
+    except ConfigError as error:
+        lines += error.lines
     from tesgate.app.places import DataDir as Place
 
     if fault := Place(settings.data_dir).fault():
@@ -156,7 +162,14 @@ def check_config(config: Config = None, data_dir: DataDir = None, database_url: 
 
 
 def agent(context: typer.Context) -> None:
-    """Run tasks that a gateway elsewhere gives to this host. All options go to the agent; see `agent --help`."""
+    """Run tasks that a gateway elsewhere gives to this host. All options go to the agent; see `agent --help`.
+
+    `agent list` shows the agents of a gateway, `agent drain HOST` takes a host out.
+    """
+    if context.args and context.args[0] in ("list", "drain"):
+        from tesgate.cli import agents
+
+        agents.app(context.args, prog_name="tesgate agent")
     command = [sys.executable, "-m", "tesgate.runner", "agent", *context.args]
     sys.stdout.flush()
     os.execv(command[0], command)

@@ -11,6 +11,7 @@ import typer
 from tesgate.cli import gateway, tasks, tokens
 from tesgate.cli.demo.command import demo
 from tesgate.cli.failure import Failure
+from tesgate.cli.health import health
 
 __all__ = ["app", "main"]
 
@@ -27,6 +28,7 @@ app.add_typer(tasks.app, name="task")
 app.add_typer(tokens.app, name="token")
 app.command()(gateway.migrate)
 app.command("check-config")(gateway.check_config)
+app.command()(health)
 app.command(
     add_help_option=False,
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},

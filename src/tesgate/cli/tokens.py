@@ -42,6 +42,8 @@ def create(
     """Make a token and print it: it is shown this once."""
     if kind not in ("user", "agent"):
         raise Failure(f"--kind {kind}: there are user and agent.")
+    if re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,62}", pool) is None:
+        raise Failure(f"--pool {pool!r}: a pool's name has small letters, digits, - and _, and at most 63 of them.")
     lifetime = span(expires) if expires is not None else None
     settings = load(config, {"data_dir": data_dir, "database_url": database_url})
     from tesgate import app as application

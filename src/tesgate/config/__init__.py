@@ -3,12 +3,14 @@
 from tesgate.config.load import check_bind, is_loopback, load_settings
 from tesgate.config.reference import reference_page, settings_schema
 from tesgate.config.schema import (
+    AgentPool,
     AgentSettings,
     AuthSettings,
     ControlSettings,
     CorsSettings,
     Credential,
     Defaults,
+    DialectSettings,
     DrsHost,
     DrsSettings,
     FileRoot,
@@ -29,12 +31,14 @@ from tesgate.config.schema import (
 )
 
 __all__ = [
+    "AgentPool",
     "AgentSettings",
     "AuthSettings",
     "ControlSettings",
     "CorsSettings",
     "Credential",
     "Defaults",
+    "DialectSettings",
     "DrsHost",
     "DrsSettings",
     "FileRoot",

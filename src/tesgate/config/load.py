@@ -55,6 +55,8 @@ def load_settings(config: Path | str | None = None, overrides: Mapping[str, Any]
 
     try:
         settings = Sourced(**dict(overrides or {}))
+        if settings.database_url_file is not None:
+            settings = Sourced(**{**dict(overrides or {}), "database_url": _secret_url(settings)})
     except ValidationError as error:
         raise ConfigError([_line(item) for item in error.errors(include_url=False)]) from None
     except SettingsError as error:
@@ -83,6 +85,19 @@ def check_bind(host: str, settings: Settings) -> None:
             "run containers here; set auth.mode to `tokens`, or listen on 127.0.0.1, or, if this is what you want, "
             "pass --allow-unauthenticated-network"
         )
+
+
+def _secret_url(settings: Settings) -> str:
+    """What `database_url_file` holds. Raises `ConfigError`."""
+    path = settings.database_url_file
+    assert path is not None
+    if settings.database_url is not None:
+        raise ConfigError("database_url_file: there is a database_url as well; give one of them")
+    try:
+        return path.read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise ConfigError(f"database_url_file: {path} cannot be read ({why}); correct the path or its owner") from None
 
 
 def _read_file(path: Path) -> dict[str, Any]:

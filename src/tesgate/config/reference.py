@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from tesgate.config.schema import ENV_PREFIX, Credential, FileRoot, Settings
+from tesgate.config.schema import ENV_PREFIX, AgentPool, Credential, FileRoot, Settings
 
 __all__ = ["reference_page", "settings_schema"]
 
@@ -69,8 +69,9 @@ def reference_page() -> str:
             top.append(_row("", name, info, Settings))
     head = ["", "## Top level", "", *_HEADER, *top]
     roots = ["", "### file_roots", "", FileRoot.__doc__ or "", "", *_table("file_roots[]", FileRoot)]
-    logins = ["", "### credentials", "", Credential.__doc__ or "", "", *_table("credentials[]", Credential)]
-    return "\n".join([_HEAD.rstrip(), *head, *roots, *logins, *groups]) + "\n"
+    roots += ["", "### credentials", "", Credential.__doc__ or "", "", *_table("credentials[]", Credential)]
+    roots += ["", "### pools", "", AgentPool.__doc__ or "", "", *_table("pools[]", AgentPool)]
+    return "\n".join([_HEAD.rstrip(), *head, *roots, *groups]) + "\n"
 
 
 _HEADER = ["| setting | default | meaning | variable, option |", "|---|---|---|---|"]

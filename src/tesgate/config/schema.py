@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
-from tesgate.config.compute import AgentSettings, Defaults, RuntimeSettings, TimeoutSettings
+from tesgate.config.compute import AgentPool, AgentSettings, Defaults, RuntimeSettings, TimeoutSettings
 from tesgate.config.credentials import Credential
 from tesgate.config.drs import DrsHost, DrsSettings
 from tesgate.config.keeping import ControlSettings, LogSettings, PoolSettings, RetentionSettings, RetrySettings
@@ -17,6 +17,7 @@ from tesgate.config.s3 import S3Endpoint, S3Grant, S3Settings
 from tesgate.config.serving import (
     AuthSettings,
     CorsSettings,
+    DialectSettings,
     Limits,
     ServerSettings,
     ServiceSettings,
@@ -27,12 +28,14 @@ from tesgate.config.types import DatabaseURL, words
 
 __all__ = [
     "ENV_PREFIX",
+    "AgentPool",
     "AgentSettings",
     "AuthSettings",
     "ControlSettings",
     "CorsSettings",
     "Credential",
     "Defaults",
+    "DialectSettings",
     "DrsHost",
     "DrsSettings",
     "FileRoot",
@@ -83,6 +86,10 @@ class Settings(BaseSettings):
         description="PostgreSQL, such as `postgresql://user@host/db`; null: an embedded one in the data directory.",
         json_schema_extra={"flag": "--database-url", "secret": True},
     )
+    database_url_file: Path | None = Field(
+        default=None,
+        description="File that holds `database_url` and nothing else: a mounted secret, or a credential of systemd.",
+    )
     deployment_id: str | None = Field(
         default=None,
         pattern=r"^[a-z0-9]{8}$",
@@ -111,8 +118,14 @@ class Settings(BaseSettings):
         description="What to log in with on FTP and HTTP servers.",
         json_schema_extra={"secret": True},
     )
+    pools: list[AgentPool] = Field(
+        default=[],
+        description="The pools of agents that get tasks, in the order in which they are filled. Empty: all pools, the "
+        "one of this gateway's own agent first, and open to everybody.",
+    )
     server: ServerSettings = ServerSettings()
     service: ServiceSettings = ServiceSettings()
+    dialect: DialectSettings = DialectSettings()
     database: PoolSettings = PoolSettings()
     auth: AuthSettings = AuthSettings()
     cors: CorsSettings = CorsSettings()
@@ -171,6 +184,16 @@ class Settings(BaseSettings):
                 "runtime.engine: bubblewrap is for a single user and cannot be used with auth.mode `tokens`; use "
                 "docker, or start without an agent (--no-agent) and run agents with a container engine elsewhere"
             )
+        names = [pool.name for pool in self.pools]
+        double = sorted({name for name in names if names.count(name) > 1})
+        lines.extend(f"pools: two pools have the name {name!r}; keep one of them" for name in double)
+        if names and self.agent.start and self.runtime.engine != "none" and self.agent.pool not in names:
+            lines.append(
+                f"agent.pool: {self.agent.pool!r} is not among the pools ({', '.join(names)}), so the agent of this "
+                "host would get no tasks; add it there, or start without an agent (--no-agent)"
+            )
+        if fault := self._tls_fault():
+            lines.append(fault)
         if self.logs.tail_bytes > self.logs.max_bytes > 0:
             lines.append(f"logs.tail_bytes: must not be above logs.max_bytes ({self.logs.max_bytes})")
         return lines
@@ -192,6 +215,25 @@ class Settings(BaseSettings):
         if self.workspace is not None and not any("s3" in endpoint.schemes for endpoint in endpoints):
             lines.append("workspace: needs an endpoint in s3.endpoints that serves its bucket; add one")
         return lines
+
+    def _tls_fault(self) -> str | None:
+        server, agent = self.server, self.agent.start and self.runtime.engine != "none"
+        if (server.tls_certificate is None) != (server.tls_key is None):
+            return "server.tls_certificate: needs server.tls_key beside it, and the other way round; give both or none"
+        if server.tls_certificate is None:
+            if server.tls_client_ca is not None:
+                return "server.tls_client_ca: means nothing without server.tls_certificate; add that, or leave it out"
+        elif agent and server.tls_client_ca is not None:
+            return (
+                "server.tls_client_ca: the agent that `serve` starts has no certificate; start without it "
+                "(--no-agent), and `tesgate agent` with --certificate and --key"
+            )
+        elif agent and not (server.public_url or "").startswith("https://"):
+            return (
+                "server.public_url: the agent of this host needs an https:// URL whose name is in "
+                "server.tls_certificate; give it, or start without an agent (--no-agent)"
+            )
+        return None
 
     def field(self, path: str) -> Any:
         """Value of a dotted setting, such as ``server.port``."""

@@ -9,7 +9,15 @@ from pydantic import Field
 
 from tesgate.config.types import Group, Seconds, Words
 
-__all__ = ["AuthSettings", "CorsSettings", "Limits", "ServerSettings", "ServiceSettings", "TelemetrySettings"]
+__all__ = [
+    "AuthSettings",
+    "CorsSettings",
+    "DialectSettings",
+    "Limits",
+    "ServerSettings",
+    "ServiceSettings",
+    "TelemetrySettings",
+]
 
 
 class ServerSettings(Group):
@@ -22,6 +30,18 @@ class ServerSettings(Group):
     public_url: str | None = Field(
         default=None,
         description="URL under which runners and agents reach this gateway; made from host and port where unset.",
+    )
+    tls_certificate: Path | None = Field(
+        default=None,
+        description="File with the server's certificate and those of the authorities between it and the root (PEM): "
+        "HTTPS is spoken instead of HTTP. Read again when it changes.",
+    )
+    tls_key: Path | None = Field(
+        default=None, description="File with the certificate's private key (PEM, without a passphrase)."
+    )
+    tls_client_ca: Path | None = Field(
+        default=None,
+        description="Every client, agents too, must show a certificate of the authorities in this file (PEM).",
     )
     shutdown_grace: Seconds = Field(
         default=10.0, description="Longest time that open requests are waited for (seconds)."
@@ -57,6 +77,16 @@ class ServiceSettings(Group):
     environment: str | None = Field(default=None, description="Such as `prod`, `test` or `dev`.")
     created_at: str | None = Field(default=None, description="When it was first deployed, RFC 3339.")
     updated_at: str | None = Field(default=None, description="When it was last updated, RFC 3339.")
+
+
+class DialectSettings(Group):
+    """How tasks look at `/v1`, to clients of TES 1.0 (`/ga4gh/tes/v1` is TES 1.1 and has no settings)."""
+
+    queued_as_initializing: bool = Field(
+        default=False,
+        description="Show tasks that wait as INITIALIZING instead of QUEUED. For Galaxy's Pulsar, which takes QUEUED "
+        "for a failure; other clients then cannot tell waiting from running.",
+    )
 
 
 class AuthSettings(Group):

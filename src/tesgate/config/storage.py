@@ -25,6 +25,13 @@ class FileRoot(Group):
         "writable where the root is: what a task writes is seen at once, also if it fails (docs/security.md).",
     )
 
+    volume: str | None = Field(
+        default=None,
+        pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$",
+        description="The named volume of the container engine that this root is; null: a directory at `path`. Tasks "
+        "name it by `path`; the agent asks the engine where it lies, unless it is mounted at `path`.",
+    )
+
     @field_validator("path")
     @classmethod
     def _absolute(cls, value: Path) -> Path:

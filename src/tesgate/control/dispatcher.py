@@ -9,8 +9,11 @@ import anyio
 import structlog
 
 from tesgate.control.held import Trust
-from tesgate.model.placement import AgentRoom, Candidate, Placement, Reservation, place
+from tesgate.model.placement import Placement, Reservation, place
+from tesgate.model.pools import PoolRule, known_pools
+from tesgate.model.room import AgentRoom, Candidate
 from tesgate.model.roots import KnownRoot
+from tesgate.model.wishes import Seen
 from tesgate.store.agents import AgentStore
 from tesgate.store.attempts import Assigned, AttemptStore
 from tesgate.store.tasks import TaskStore
@@ -40,13 +43,17 @@ class Dispatcher:
         known_roots: Sequence[tuple[str, bool]],
         pool: str,
         mount_roots: Sequence[KnownRoot] = (),
+        rules: Sequence[PoolRule] = (),
         hint: Callable[[], str] = lambda: "",
         refused_runtimes: Collection[str] = (),
         reserve_after: float = 30.0,
         interval: timedelta = timedelta(seconds=1),
         batch: int = 200,
     ) -> None:
-        """`interval`: how often at the latest the queue is looked at `batch` deep, and reasons to wait are written."""
+        """`pool`: of the gateway's own agent, the first where no `rules` say which pools there are.
+
+        `interval`: how often at the latest the queue is looked at `batch` deep, and reasons to wait are written.
+        """
         self._tasks = tasks
         self._attempts = attempts
         self._agents = agents
@@ -56,6 +63,7 @@ class Dispatcher:
         self._known_roots = known_roots
         self._mount_roots = mount_roots
         self._pool = pool
+        self._rules = rules
         self._hint = hint
         self._refused_runtimes = refused_runtimes
         self._reserve_after = reserve_after
@@ -71,7 +79,7 @@ class Dispatcher:
         # With the moment at which they are forgotten, should the task not be seen again.
         self._reserved: dict[str, tuple[Reservation, float]] = {}
         # Of the head as it was read last: documents are read once.
-        self._known: dict[str, tuple[tuple[str, bool], ...]] = {}
+        self._known: dict[str, Seen] = {}
 
     async def once(self) -> bool:
         """One round; True: there may be more to give away at once.
@@ -105,12 +113,12 @@ class Dispatcher:
             depth, served=self._served, known=self._known, behind=self._behind if deeper else {}
         )
         candidates = head.candidates
-        self._known = {candidate.task_id: candidate.paths for candidate in candidates}
+        self._known = {one.task_id: Seen(one.paths, one.wish) for one in candidates}
         if not candidates:
             self._depth = _SHALLOW
             self._behind, self._deeper = {}, False
             return False
-        rooms = [room for pool, room in head.rooms if pool == self._pool]
+        rooms = head.rooms
         placement = self._place(candidates, rooms, self._known_roots)
         self._keep(candidates, placement, now)
         if placement.refused:
@@ -170,13 +178,18 @@ class Dispatcher:
             hint=self._hint(),
             refused_runtimes=self._refused_runtimes,
             reserved={task_id: one for task_id, (one, _) in self._reserved.items()},
+            pools=self._pools(rooms),
+            open_pools=[rule.name for rule in self._rules if rule.is_open] if self._rules else None,
         )
+
+    def _pools(self, rooms: Sequence[AgentRoom]) -> Sequence[str]:
+        return known_pools(self._rules, self._pool, [room.pool for room in rooms])
 
     async def _reconsider(
         self, candidates: Sequence[Candidate], rooms: Sequence[AgentRoom], placement: Placement
     ) -> None:
         """A path that only agents know that are lost is waited for: they may come back."""
-        known = [*self._known_roots, *await self._agents.lost_roots(self._pool)]
+        known = [*self._known_roots, *await self._agents.lost_roots()]
         refused = [candidate for candidate in candidates if candidate.task_id in placement.refused]
         again = self._place(refused, rooms, known)
         placement.reasons.update(again.reasons)

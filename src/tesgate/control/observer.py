@@ -63,9 +63,9 @@ class Observer:
                 self._metrics.disk_size.labels(place).set(usage.total)
         agents = await self._agents.list_open()
         # A pool whose last agent went has none, and not as many as before.
-        self._pools |= {agent.pool for agent in agents}
+        self._pools |= {agent.room.pool for agent in agents}
         for pool in self._pools:
-            rooms = [agent.room for agent in agents if agent.pool == pool]
+            rooms = [agent.room for agent in agents if agent.room.pool == pool]
             self._metrics.agents.labels(pool, "open").set(sum(not room.draining for room in rooms))
             self._metrics.agents.labels(pool, "draining").set(sum(room.draining for room in rooms))
             for use in ("capacity", "used"):

@@ -16,6 +16,7 @@ from tesgate.errors import BadRequest
 from tesgate.ga4gh import tes
 from tesgate.model.mounts import MountError, check_paths, has_wildcards, normal_path
 from tesgate.model.records import Resources
+from tesgate.model.wishes import WishError, gpus_of, wish_of
 
 __all__ = ["Accepted", "IntakeRules", "accept"]
 
@@ -41,6 +42,8 @@ class Accepted:
     tags: dict[str, str]
     need: Resources
     notes: tuple[str, ...]
+    pool: str | None = None
+    """The only one that it may go to."""
 
 
 def accept(body: Any, rules: IntakeRules) -> Accepted:
@@ -84,7 +87,12 @@ def accept(body: Any, rules: IntakeRules) -> Accepted:
     except MountError as error:
         raise BadRequest(str(error)) from None
     tags: dict[str, str] = document.get("tags", {})
-    return Accepted(document, tags, _need(task.resources, rules.defaults), notes)
+    resources = document.get("resources") or {}
+    try:
+        wish, gpus = wish_of(document), gpus_of(resources)
+    except WishError as error:
+        raise BadRequest(str(error)) from None
+    return Accepted(document, tags, _need(task.resources, rules.defaults, gpus), notes, wish.pool)
 
 
 def _count(where: str, items: Sized, limit: int) -> None:
@@ -236,7 +244,7 @@ def _backend_parameters(resources: tes.Resources, supported: frozenset[str]) -> 
     )
 
 
-def _need(resources: tes.Resources | None, defaults: Defaults) -> Resources:
+def _need(resources: tes.Resources | None, defaults: Defaults, gpus: int) -> Resources:
     asked = resources if resources is not None else tes.Resources()
     ram_gb = defaults.ram_gb if asked.ram_gb is None else asked.ram_gb
     disk_gb = defaults.disk_gb if asked.disk_gb is None else asked.disk_gb
@@ -244,6 +252,7 @@ def _need(resources: tes.Resources | None, defaults: Defaults) -> Resources:
         cpu_cores=float(defaults.cpu_cores if asked.cpu_cores is None else asked.cpu_cores),
         ram_bytes=math.ceil(ram_gb * 1e9),
         disk_bytes=math.ceil(disk_gb * 1e9),
+        gpus=gpus,
     )
 
 

@@ -6,123 +6,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from tesgate.model.roots import KnownRoot, root_of
+from tesgate.model.room import AgentRoom, Candidate, Need
+from tesgate.model.roots import KnownRoot
+from tesgate.model.waiting import Able, Reasons
 
 __all__ = ["AgentRoom", "Candidate", "Need", "Pick", "Placement", "Reservation", "place"]
-
-
-@dataclass(frozen=True)
-class Need:
-    """An amount of room."""
-
-    cpu_milli: int
-    ram_bytes: int
-    disk_bytes: int
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A waiting task: what it needs, and for how long it has been waiting (seconds)."""
-
-    task_id: str
-    version: int
-    need: Need
-    paths: tuple[tuple[str, bool], ...] = ()
-    """Local paths that it stages from (False) or to (True)."""
-    age: float = 0.0
-    reason: str | None = None
-    """The reason that its row shows now."""
-    owner: str = ""
-    last: bool = False
-    """Behind it nothing of its owner waits."""
-
-
-@dataclass
-class AgentRoom:
-    """An open agent: what it has in all and what of it is taken."""
-
-    agent_id: str
-    host: str
-    capacity: Need
-    used: Need
-    roots: tuple[tuple[str, bool], ...] = ()
-    """Local roots: path, writable."""
-    runtimes: tuple[str, ...] = ("docker",)
-    """What it can run executors with; none while its engine is down."""
-    draining: bool = False
-    mounted: tuple[tuple[str, bool], ...] = ()
-    """Those of `roots` whose mode is ``mount``."""
-
-    def has(self, need: Need) -> bool:
-        """Whether the agent could hold it if it were empty."""
-        return (
-            need.cpu_milli <= self.capacity.cpu_milli
-            and need.ram_bytes <= self.capacity.ram_bytes
-            and need.disk_bytes <= self.capacity.disk_bytes
-        )
-
-    def has_room(self, need: Need) -> bool:
-        """Whether it fits now."""
-        return (
-            self.used.cpu_milli + need.cpu_milli <= self.capacity.cpu_milli
-            and self.used.ram_bytes + need.ram_bytes <= self.capacity.ram_bytes
-            and self.used.disk_bytes + need.disk_bytes <= self.capacity.disk_bytes
-        )
-
-    def has_any_room(self) -> bool:
-        """Whether there is something left of what every task needs."""
-        return (
-            not self.draining
-            and self.used.cpu_milli < self.capacity.cpu_milli
-            and self.used.ram_bytes < self.capacity.ram_bytes
-        )
-
-    def short_of(self, need: Need) -> Need:
-        """The parts of `need` for which there is too little now; nought for the others."""
-        return Need(
-            need.cpu_milli if self.used.cpu_milli + need.cpu_milli > self.capacity.cpu_milli else 0,
-            need.ram_bytes if self.used.ram_bytes + need.ram_bytes > self.capacity.ram_bytes else 0,
-            need.disk_bytes if self.used.disk_bytes + need.disk_bytes > self.capacity.disk_bytes else 0,
-        )
-
-    def take(self, need: Need) -> None:
-        """Count `need` as taken."""
-        self.used = Need(
-            self.used.cpu_milli + need.cpu_milli,
-            self.used.ram_bytes + need.ram_bytes,
-            self.used.disk_bytes + need.disk_bytes,
-        )
-
-    def missing_root(self, paths: Sequence[tuple[str, bool]], known: Sequence[KnownRoot] = ()) -> str | None:
-        """The first path that lies in none of the agent's roots (or in none that is writable, where it must be).
-
-        What lies in one of the `known` roots that is mounted needs the same root, mounted as it is there.
-        """
-        for path, write in paths:
-            root = root_of(path, known)
-            if root is not None and root.mounted:
-                if not any(have == root.path and (writable or not root.writable) for have, writable in self.mounted):
-                    return path
-                continue
-            if not any(
-                (writable or not write) and (path == root or path.startswith(root.rstrip("/") + "/"))
-                for root, writable in self.roots
-            ):
-                return path
-        return None
-
-    def left_after(self, need: Need) -> float:
-        """How much is left of the scarcest thing, as a share: the best fit leaves the least."""
-        shares = [
-            (have - used - want) / have
-            for have, used, want in (
-                (self.capacity.cpu_milli, self.used.cpu_milli, need.cpu_milli),
-                (self.capacity.ram_bytes, self.used.ram_bytes, need.ram_bytes),
-                (self.capacity.disk_bytes, self.used.disk_bytes, need.disk_bytes),
-            )
-            if have > 0
-        ]
-        return min(shares, default=0.0)
 
 
 @dataclass(frozen=True)
@@ -148,6 +36,7 @@ class Reservation:
             need.cpu_milli < self.floor.cpu_milli
             or need.ram_bytes < self.floor.ram_bytes
             or need.disk_bytes < self.floor.disk_bytes
+            or need.gpus < self.floor.gpus
         )
 
 
@@ -173,6 +62,8 @@ def place(
     hint: str = "",
     refused_runtimes: Collection[str] = (),
     reserved: Mapping[str, Reservation] = MappingProxyType({}),
+    pools: Sequence[str] | None = None,
+    open_pools: Collection[str] | None = None,
 ) -> Placement:
     """Give tasks to agents, in the order of `candidates`, each to the agent that it fits best.
 
@@ -180,6 +71,9 @@ def place(
     `reserve_after` seconds an agent is kept free for it, so that big tasks do not starve. That goes before all turns,
     so the order of `candidates` does not matter to it; `reserved` is what earlier rounds kept free, perhaps for tasks
     that are none of these candidates.
+    `pools` are those that are filled, in the order of preference: of the agents on which a task fits now it gets one
+    of the first pool, so that one that is full or has no agent is passed over. None: the agents' pools, all alike.
+    `open_pools` are those of them that a task may use whose row says nothing of pools (None: all).
     `known_roots` are the file roots of the gateway's own configuration: a path outside of all of them and of all
     open agents' roots is refused, inside of them the task waits for an agent that has the root.
     `mount_roots`: all roots of the configuration, where one of them is mounted.
@@ -188,28 +82,39 @@ def place(
     it.
     """
     result = Placement()
+    if pools is not None:
+        strange = sorted({agent.pool for agent in agents} - set(pools))
+        agents = [agent for agent in agents if agent.pool in pools]
+        if strange and not agents:
+            hint = f"those that are belong to pools that the gateway's `pools` do not list ({', '.join(strange)})"
+    rank = {pool: index for index, pool in enumerate(pools or ())}
     usable = [agent for agent in agents if not agent.draining]
-    working = [agent for agent in usable if set(agent.runtimes) - set(refused_runtimes)]
-    if agents and not usable:
-        hint = "those that are take no new tasks for now (they drain, or their disks are full; their logs say which)"
-    answers: dict[tuple[Need, tuple[tuple[str, bool], ...]], tuple[list[AgentRoom] | None, str]] = {}
+    finder = Reasons(
+        agents,
+        pools=pools,
+        open_pools=open_pools,
+        hint=hint,
+        refused_runtimes=refused_runtimes,
+        mount_roots=mount_roots,
+    )
+    answers: dict[object, Able] = {}
     # What found no room finds none later in this round: rooms only fill.
-    full: set[tuple[Need, tuple[tuple[str, bool], ...]]] = set()
+    full: set[object] = set()
     for candidate in candidates:
-        kind = (candidate.need, candidate.paths)
+        kind = _kind(candidate)
         if kind not in answers:
-            answers[kind] = _able(candidate, usable, working, hint, mount_roots)
+            answers[kind] = finder.able(candidate)
 
     kept = _Kept(usable, reserved)
     for candidate in sorted(candidates, key=lambda candidate: (-candidate.age, candidate.task_id)):
-        able, _ = answers[candidate.need, candidate.paths]
         if candidate.age < reserve_after:
             break
+        able = answers[_kind(candidate)].agents
         if able is not None and not any(kept.open_to(candidate, agent) for agent in able):
             kept.reserve(candidate, able)
     for candidate in candidates:
-        kind = (candidate.need, candidate.paths)
-        able, reason = answers[kind]
+        kind = _kind(candidate)
+        able, reason = answers[kind].agents, answers[kind].reason
         if able is None:
             refusal = _refusal(candidate, agents, known_roots)
             if refusal is not None:
@@ -220,7 +125,7 @@ def place(
             continue
         fitting = [] if kind in full else [agent for agent in able if kept.open_to(candidate, agent)]
         if fitting:
-            best = min(fitting, key=lambda agent: (agent.left_after(candidate.need), agent.agent_id))
+            best = _best(fitting, candidate.need, rank)
             best.take(candidate.need)
             result.picks.append(Pick(candidate.task_id, candidate.version, best.agent_id))
             if kept.free(candidate.task_id):
@@ -268,28 +173,22 @@ class _Kept:
         return one is not None
 
 
-def _able(
-    candidate: Candidate,
-    agents: Sequence[AgentRoom],
-    working: Sequence[AgentRoom],
-    hint: str,
-    mount_roots: Sequence[KnownRoot],
-) -> tuple[list[AgentRoom] | None, str]:
-    """The agents that could carry it out when empty, and the reason to wait that goes with the answer."""
-    if not agents:
-        return None, "waiting: no agent is connected; " + (hint or "start one with `tesgate agent`, or look at its log")
-    if not working:
-        return None, "waiting: no connected agent has a container engine that may be used here; see the agents' logs"
-    large = [agent for agent in working if agent.has(candidate.need)]
-    if not large:
-        return None, "waiting: no connected agent is large enough for " + _amount(candidate.need)
-    able = [agent for agent in large if agent.missing_root(candidate.paths, mount_roots) is None]
-    if not able:
-        path = large[0].missing_root(candidate.paths, mount_roots)
-        root = root_of(path or "", mount_roots)
-        how = " and is mounted (`--root NAME=PATH:mount`)" if root is not None and root.mounted else ""
-        return None, f"waiting: no connected agent has a file root that holds {path}{how}"
-    return able, f"waiting: every agent that is large enough is busy; needs {_amount(candidate.need)}"
+def _kind(candidate: Candidate) -> tuple[object, ...]:
+    """Candidates of one kind fit the same agents."""
+    return candidate.need, candidate.paths, candidate.wish, candidate.pools
+
+
+def _best(fitting: Sequence[AgentRoom], need: Need, rank: Mapping[str, int]) -> AgentRoom:
+    """Of the first pool the tightest; who needs no GPU leaves those agents to others where he can."""
+    return min(
+        fitting,
+        key=lambda agent: (
+            rank.get(agent.pool, 0),
+            agent.capacity.gpus > 0 and not need.gpus,
+            agent.left_after(need),
+            agent.agent_id,
+        ),
+    )
 
 
 def _refusal(candidate: Candidate, agents: Sequence[AgentRoom], known_roots: Sequence[tuple[str, bool]]) -> str | None:
@@ -306,10 +205,3 @@ def _refusal(candidate: Candidate, agents: Sequence[AgentRoom], known_roots: Seq
         if write and not any(writable for _, writable in holding):
             return f"{path} is in a read-only file root: give an output URL in a writable one"
     return None
-
-
-def _amount(need: Need) -> str:
-    return (
-        f"{need.cpu_milli / 1000:g} CPU cores, {need.ram_bytes / 1e9:g} GB of memory and "
-        f"{need.disk_bytes / 1e9:g} GB of disk"
-    )

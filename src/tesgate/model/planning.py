@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 from tesgate.model.live import is_live_output, live_places, notes_of
 from tesgate.model.mounts import Live, Place, mount_table, normal_path
 from tesgate.model.roots import KnownRoot, local_path
-from tesgate.runner.plan import Executor, Input, Limits, Output, Plan, RunAs, UrlPolicy
+from tesgate.model.wishes import gpus_of
+from tesgate.runner.plan import Executor, Input, Keep, Limits, Output, Plan, RunAs, UrlPolicy
 
 __all__ = ["GB", "Need", "PlanSettings", "build_plan", "local_path", "local_paths", "need", "origin"]
 
@@ -59,6 +60,11 @@ class PlanSettings:
     """File roots of this configuration: which of them are mounted."""
     logins: frozenset[str] = frozenset()
     """Origins (`origin`) of servers that named credentials are configured for."""
+    home: str | None = None
+    shm_bytes: int | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    limits_off: tuple[str, ...] = ()
+    keep: Keep = field(default_factory=Keep)
 
 
 def need(document: Mapping[str, Any], defaults: Need) -> Need:
@@ -137,6 +143,7 @@ def build_plan(
             # Not every engine can limit it, and a default that kills would surprise.
             disk_bytes=wanted.disk_bytes if asked_disk else None,
             pids=settings.pids,
+            gpus=gpus_of(document.get("resources") or {}),
         ),
         run_as=settings.run_as,
         url_policy=settings.url_policy,
@@ -147,6 +154,11 @@ def build_plan(
         tail_bytes=settings.tail_bytes,
         log_bytes=settings.log_bytes,
         notes=notes_of(live),
+        home=settings.home,
+        shm_bytes=settings.shm_bytes,
+        labels=dict(settings.labels),
+        limits_off=list(settings.limits_off),
+        keep=settings.keep,
     )
 
 

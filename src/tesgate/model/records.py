@@ -19,6 +19,7 @@ class Resources:
     cpu_cores: float
     ram_bytes: int
     disk_bytes: int
+    gpus: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,8 @@ class NewTask:
     """SHA-256 (hex) of the body in canonical form; compared when `idempotency_key` comes again."""
     notes: Sequence[str] = ()
     """The first ``system_logs``, such as parameters that were dropped."""
+    pools: Sequence[str] | None = None
+    """Where it may go, as its owner's rights were at submission; None: to every pool that is everybody's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +85,8 @@ class ListQuery:
 
     limit: int
     name_prefix: str | None = None
-    state: str | None = None
+    states: Sequence[str] = ()
+    """Only tasks in one of these; empty: whatever the state."""
     tags: Sequence[tuple[str, str | None]] = ()
     """Key and value that must both match; a value of None matches any value of that key."""
     after: str | None = None

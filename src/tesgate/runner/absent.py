@@ -38,6 +38,9 @@ class AbsentRuntime:
     async def remove(self, name: str) -> None:
         """Gone is success."""
 
+    async def keep(self, name: str) -> None:
+        """Gone is success."""
+
     async def collect(self, name: str, items: List[Collect], root: str) -> List[str]:
         """There is nothing to collect."""
         return []

@@ -7,19 +7,18 @@ import os
 import signal
 import threading
 import time
-from typing import Dict, Optional, Set, Tuple
+from typing import Optional
 
 import anyio
 import anyio.abc
 import anyio.to_thread
 
-from . import crash
-from .attempt import Attempt
+from . import crash, gpus
+from .attempts import AGAIN, Attempts
 from .facts import agent_facts
 from .gateway import Backoff, GatewayClient, GatewayFault, Gone, Unauthorized
-from .journal import Journal
 from .plan import Plan
-from .report import AttemptRef, Have, PollAnswer, PollRequest, Registered
+from .report import AttemptRef, Have, PollAnswer, PollRequest, Registered, Resources
 from .runtime.base import RuntimeFault
 from .scratch import Scratch, ScratchError
 from .settings import AgentSettings
@@ -40,7 +39,6 @@ FLUSH = 2.0
 UNAUTHORIZED_PAUSE = 5.0
 FULL_PATIENCE = 60.0
 """Seconds for which a start is put off because the disk is full, before the gateway is to look for another agent."""
-AGAIN = 30.0
 CONTACT_EVERY = 60.0
 
 _log = logging.getLogger("tesgate.agent")
@@ -51,9 +49,6 @@ class Agent:
 
     def __init__(self, *, settings: AgentSettings, scratch: Scratch, client: GatewayClient, tools: Tools) -> None:
         self._settings, self._scratch, self._client, self._tools = settings, scratch, client, tools
-        self._attempts: Dict[str, Attempt] = {}
-        self._agent = ""
-        self._group: Optional[anyio.abc.TaskGroup] = None
         self._scope: Optional[anyio.CancelScope] = None
         self._ending = False
         self._runtime_works = False
@@ -61,21 +56,18 @@ class Agent:
         self._contact = time.monotonic()
         self._noted = 0.0
         self._polls = 0
-        self._capacity: Tuple[float, int] = (0.0, 0)
-        # Attempts that will never begin here, until the gateway says that it knows (`forget`). Not kept on disk: it
-        # says `stop` or `start` again to whoever does not have them.
-        self._refused: Set[Tuple[str, int]] = set()
+        self._capacity = Resources()
         self._full_since: Optional[float] = None
 
     async def run(self) -> int:
         """Work until told to end, idle without a gateway, or superseded."""
         async with anyio.create_task_group() as group:
-            self._group = group
+            self._attempts = Attempts(scratch=self._scratch, tools=self._tools, group=group)
             if threading.current_thread() is threading.main_thread():
                 await group.start(self._signals)
             group.start_soon(self._tools.watch.run)
             group.start_soon(self._ends)
-            self._adopt()
+            self._attempts.adopt()
             group.start_soon(self._remove_orphans)
             await self._probe(PROBE_PATIENCE)
             if not self._runtime_works and self._tools.runtime.name != "none":
@@ -83,7 +75,7 @@ class Agent:
             code = await self._sessions()
             with anyio.move_on_after(FLUSH):
                 async with anyio.create_task_group() as last:
-                    for attempt in self._attempts.values():
+                    for attempt in self._attempts:
                         last.start_soon(attempt.flush)
             self._client.close()
             group.cancel_scope.cancel()
@@ -200,17 +192,17 @@ class Agent:
     async def _register(self) -> Registered:
         runtime = self._tools.runtime.name if self._runtime_works else None
         facts = agent_facts(self._settings, instance=self._scratch.instance, runtime=runtime)
-        self._capacity = (facts.capacity.cpu_cores, facts.capacity.ram_bytes)
+        self._capacity = facts.capacity
         try:
             registered = await self._client.register(facts)
         except Gone:
             # This instance is closed for good, and so is all that it had.
-            for attempt in self._attempts.values():
+            for attempt in self._attempts:
                 attempt.abandon()
             self._scratch.new_instance()
             raise
         self._registered = registered
-        self._agent = registered.agent
+        self._attempts.agent = registered.agent
         self._heard()
         _log.info("agent %s, session %d", registered.agent, registered.session)
         return registered
@@ -221,8 +213,8 @@ class Agent:
             agent=registered.agent,
             session=registered.session,
             number=self._polls,
-            have=[Have(a.ref.task, a.ref.attempt, a.stopping) for a in self._attempts.values() if a.wanted],
-            tombstones=[Have(task, attempt) for task, attempt in sorted(self._refused)],
+            have=[Have(a.ref.task, a.ref.attempt, a.stopping) for a in self._attempts if a.wanted],
+            tombstones=[Have(task, attempt) for task, attempt in sorted(self._attempts.refused)],
             wait=self._settings.poll_wait,
             draining=self._is_full(),
         )
@@ -248,11 +240,11 @@ class Agent:
         limit = self._settings.idle_exit
         if limit is None or time.monotonic() - self._contact < limit:
             return False
-        return all(attempt.settled for attempt in self._attempts.values())
+        return all(attempt.settled for attempt in self._attempts)
 
     def _abandon_if_alone(self) -> None:
         if not self._client.reachable and self._scratch.without_contact() > self._settings.abandon_after:
-            for attempt in self._attempts.values():
+            for attempt in self._attempts:
                 if attempt.wanted:
                     _log.error("no gateway for so long that attempt %s is given up", attempt.plan.external_name)
                     attempt.abandon()
@@ -264,18 +256,18 @@ class Agent:
         news = False
         # First what makes room: a start that would not fit yet is put off, and the gateway repeats it.
         for order in answer.stop:
-            attempt = self._find(AttemptRef(order.task, order.attempt))
+            attempt = self._attempts.find(AttemptRef(order.task, order.attempt))
             if attempt is not None:
                 attempt.stop(order.grace)
-            elif (order.task, order.attempt) not in self._refused:
+            elif (order.task, order.attempt) not in self._attempts.refused:
                 self._scratch.entomb(order.task, order.attempt)
-                self._refused.add((order.task, order.attempt))
+                self._attempts.refused.add((order.task, order.attempt))
                 _log.info("attempt %s/%d was stopped before it began", order.task, order.attempt)
                 news = True
         for ref in answer.forget:
-            attempt = self._find(ref)
-            if (ref.task, ref.attempt) in self._refused:
-                self._refused.discard((ref.task, ref.attempt))
+            attempt = self._attempts.find(ref)
+            if (ref.task, ref.attempt) in self._attempts.refused:
+                self._attempts.refused.discard((ref.task, ref.attempt))
                 self._scratch.disinter(ref.task, ref.attempt)
                 news = True
             if attempt is not None and attempt.wanted:
@@ -288,17 +280,14 @@ class Agent:
             news = self._begin(plan) or news
         return news
 
-    def _find(self, ref: AttemptRef) -> Optional[Attempt]:
-        for attempt in self._attempts.values():
-            if attempt.ref == ref:
-                return attempt
-        return None
-
     def _begin(self, plan: Plan) -> bool:
         try:
-            if plan.external_name in self._attempts or (plan.task, plan.attempt) in self._refused:
+            if plan.external_name in self._attempts or (plan.task, plan.attempt) in self._attempts.refused:
                 return False
             if self._scratch.entombed(plan.task, plan.attempt):
+                return self._refuse(plan)
+            if plan.limits.gpus > self._capacity.gpus:
+                _log.error("attempt %s cannot begin here: its GPUs are gone", plan.external_name)
                 return self._refuse(plan)
             if not self._fits(plan) or self._is_put_off():
                 return False
@@ -309,19 +298,26 @@ class Agent:
         if made is None:
             return False
         crash.point("after-begun")
-        self._live(plan, made[0], made[1])
+        self._attempts.live(plan, made[0], made[1])
         return True
 
     def _fits(self, plan: Plan) -> bool:
         """Whether there is room beside what still runs here, also of attempts that the gateway has given up.
 
-        One that finds nothing beside it always fits: what it needs was the gateway's to check.
+        One that finds nothing beside it always fits: what it needs was the gateway's to check. Devices are another
+        matter: an attempt gets its own or none, and they are named in its plan from here on.
         """
-        cpu, ram = self._capacity
-        busy = [attempt.plan.limits for attempt in self._attempts.values() if attempt.occupies]
+        busy = [attempt.plan.limits for attempt in self._attempts if attempt.occupies]
         cpu_used = sum(limits.cpu_cores or 0.0 for limits in busy) + (plan.limits.cpu_cores or 0.0)
         ram_used = sum(limits.ram_bytes or 0 for limits in busy) + (plan.limits.ram_bytes or 0)
-        return not busy or (cpu_used <= cpu + 1e-6 and ram_used <= ram)
+        if busy and (cpu_used > self._capacity.cpu_cores + 1e-6 or ram_used > self._capacity.ram_bytes):
+            return False
+        taken = [device for limits in busy for device in limits.gpu_devices]
+        devices = gpus.free(self._capacity.gpus, taken, plan.limits.gpus)
+        if devices is None:
+            return False
+        plan.limits.gpu_devices = devices
+        return True
 
     def _is_put_off(self) -> bool:
         """The disk is full, and has not been for long."""
@@ -329,101 +325,6 @@ class Agent:
 
     def _refuse(self, plan: Plan) -> bool:
         """Tell the gateway with the next poll that this agent will never begin it."""
-        known = (plan.task, plan.attempt) in self._refused
-        self._refused.add((plan.task, plan.attempt))
+        known = (plan.task, plan.attempt) in self._attempts.refused
+        self._attempts.refused.add((plan.task, plan.attempt))
         return not known
-
-    # -- attempts ----------------------------------------------------------------------------------------------
-
-    def _adopt(self) -> None:
-        """Take up every attempt directory that is there."""
-        if not os.path.exists(os.path.join(self._scratch.root, "contact")):
-            self._scratch.note_contact()
-        for name in self._scratch.names():
-            # Only what is damaged is given up. A disk that is full or does not answer says nothing of the attempt,
-            # which may be well: then the agent ends with all attempts as they are, and its next start tries again.
-            try:
-                plan, journal = self._scratch.load(name)
-            except (FileNotFoundError, NotADirectoryError, ValueError) as exc:
-                self._bury(name, exc)
-                continue
-            except OSError as exc:
-                _log.error("the attempt directory %s cannot be read now, this agent ends: %s", name, exc)
-                raise
-            _log.info("going on", extra={"task": plan.task, "attempt": plan.attempt})
-            try:
-                # What the journal says is read here, so that one that makes no sense stops this attempt alone.
-                self._live(plan, self._scratch.path(name), journal)
-            except ValueError as exc:
-                self._bury(name, exc)
-            except OSError as exc:
-                _log.error("the journal of %s cannot be written now, this agent ends: %s", name, exc)
-                raise
-
-    def _bury(self, name: str, fault: Exception) -> None:
-        """A directory that cannot be read (a host that lost power, a failing disk): it must not begin again here.
-
-        Should a container of it run all the same, it is an orphan and is removed as such.
-        """
-        _, _, ref = name.partition("-")
-        task, _, attempt = ref.rpartition("-")
-        task = task.rpartition("-")[2]
-        try:
-            if attempt.isdigit():
-                self._scratch.entomb(task, int(attempt))
-                self._refused.add((task, int(attempt)))
-            self._scratch.remove(name)
-        except (ScratchError, OSError) as exc:
-            _log.error("the attempt directory %s cannot be removed: %s", name, exc)
-        _log.error("the attempt directory %s is damaged, the attempt is given up: %s", name, fault)
-
-    def _live(self, plan: Plan, path: str, journal: Journal) -> None:
-        attempt = self._attempt(plan, path, journal)
-        if self._group is not None:
-            self._group.start_soon(self._until_removed, attempt)
-
-    def _attempt(self, plan: Plan, path: str, journal: Journal) -> Attempt:
-        try:
-            attempt = Attempt(
-                plan=plan,
-                path=path,
-                journal=journal,
-                scratch=self._scratch,
-                tools=self._tools,
-                agent=self._agent,
-                log=_log,
-            )
-        except BaseException:
-            journal.close()
-            raise
-        self._attempts[plan.external_name] = attempt
-        return attempt
-
-    async def _until_removed(self, attempt: Attempt) -> None:
-        name = attempt.plan.external_name
-        while True:
-            try:
-                await attempt.run()
-                break
-            except Exception:  # one attempt's fault must not end the others; it goes on from its journal
-                _log.exception("attempt %s met a fault of the agent; it is taken up again", name)
-            again = await self._again(attempt)
-            if again is None:
-                break
-            attempt = again
-        if self._attempts.get(name) is attempt:
-            del self._attempts[name]
-
-    async def _again(self, attempt: Attempt) -> Optional[Attempt]:
-        """Take an attempt up again, later and from what lies on the disk; None: nothing is left of it."""
-        name = attempt.plan.external_name
-        while True:
-            await anyio.sleep(AGAIN)
-            try:
-                plan, journal = self._scratch.load(name)
-                return self._attempt(plan, attempt.path, journal)
-            except (FileNotFoundError, ValueError) as exc:
-                _log.error("attempt %s cannot be taken up again, nothing is left of it: %s", name, exc)
-                return None
-            except OSError as exc:  # a full disk, or one that does not answer: it stays in `have` meanwhile
-                _log.error("attempt %s cannot be taken up again for now: %s", name, exc)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from typing import Awaitable, Callable, Optional
@@ -19,6 +20,7 @@ from .report import Answer, AttemptRef
 from .reporter import UNAUTHORIZED_PAUSE, Reporter
 from .runtime.base import RuntimeFault
 from .scratch import Scratch
+from .verdict import COMPLETE
 from .work import Tools, Work
 
 __all__ = ["Attempt"]
@@ -45,6 +47,7 @@ class Attempt:
         agent: str,
         log: logging.Logger,
     ) -> None:
+        plan = dataclasses.replace(plan, run_as=scratch.users.settled(plan.external_name, plan.run_as))
         self.plan, self.path, self._journal, self._scratch, self._tools = plan, path, journal, scratch, tools
         self.ref = AttemptRef(task=plan.task, attempt=plan.attempt)
         self._log = logging.LoggerAdapter(log, {"task": plan.task, "attempt": plan.attempt})
@@ -288,6 +291,7 @@ class Attempt:
     async def _clean_up(self) -> None:
         """Remove containers, wait for the word (unless we are not wanted any more), then logs, then the directory."""
         crash.point("before-release")
+        kept = False
         if self._gone:
             if self._journal.find("gone") is None:
                 self._journal.append("gone")
@@ -297,7 +301,9 @@ class Attempt:
                 await self._logs.drained(LOG_PATIENCE)
         else:
             await anyio.sleep(SETTLE)
-            await self._remove_containers()
+            kept = self._is_kept()
+            if not kept:
+                await self._remove_containers()
             await self._forget.wait()
             if not await self._logs.drained(LOG_PATIENCE):
                 self._log.warning("%d bytes of logs could not be stored", self._logs.unsent())
@@ -305,8 +311,20 @@ class Attempt:
             self._scratch.disinter(self.ref.task, self.ref.attempt)
         else:
             self._scratch.entomb(self.ref.task, self.ref.attempt)
+        if kept:
+            if await self._tools.kept.keep(self.plan):
+                self._log.info("kept for %g s", self.plan.keep.seconds)
+                return
+            await self._remove_containers()
         await self._remove_directory()
         self._log.info("removed")
+
+    def _is_kept(self) -> bool:
+        """Whether people may want to look at what it left."""
+        keep, said = self.plan.keep, self._record.find_final()
+        if keep.seconds <= 0 or said is None or self._grace is not None:
+            return False
+        return not keep.failed_only or said.message == "failed" or said.state != COMPLETE
 
     async def _remove_containers(self) -> None:
         if self._journal.find("removed") is not None:

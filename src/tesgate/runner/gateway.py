@@ -20,7 +20,17 @@ from urllib3.exceptions import HTTPError, ProtocolError
 from . import wire
 from .access import AccessAnswer, AccessRequest
 from .plan import Plan
-from .report import AgentFacts, Answer, AttemptRef, PollAnswer, PollRequest, Registered, Report
+from .report import (
+    AgentFacts,
+    Answer,
+    AttemptRef,
+    Drained,
+    DrainRequest,
+    PollAnswer,
+    PollRequest,
+    Registered,
+    Report,
+)
 
 __all__ = ["Backoff", "Conflict", "GatewayClient", "GatewayFault", "Gone", "Unauthorized", "Unavailable"]
 
@@ -89,7 +99,17 @@ class GatewayClient:
     (its answer counts), except the held poll, whose answer is dropped. Tokens never reach a log line.
     """
 
-    def __init__(self, *, url: str, token_file: str, ca_file: Optional[str] = None, concurrency: int = 16) -> None:
+    def __init__(
+        self,
+        *,
+        url: str,
+        token_file: str,
+        ca_file: Optional[str] = None,
+        certificate: Optional[str] = None,
+        key: Optional[str] = None,
+        concurrency: int = 16,
+    ) -> None:
+        """The files of TLS are read again for every new connection."""
         self._base = url.rstrip("/") + "/internal/v1"
         self._token_file = token_file
         self.ca_file = ca_file
@@ -97,7 +117,8 @@ class GatewayClient:
         """Which scratch speaks, for questions about storage; set when the scratch is known."""
         self._token = ""
         self._sockets = _Sockets()
-        options: Dict[str, Any] = {} if ca_file is None else {"ca_certs": ca_file}
+        files = {"ca_certs": ca_file, "cert_file": certificate, "key_file": key}
+        options: Dict[str, Any] = {name: file for name, file in files.items() if file is not None}
         self._pool = urllib3.PoolManager(
             num_pools=4,
             maxsize=concurrency + 8,
@@ -136,6 +157,10 @@ class GatewayClient:
         answer = _decoded(PollAnswer, value)
         answer.start = starts
         return answer
+
+    async def drain(self, request: DrainRequest) -> Drained:
+        """Take an agent out, or back in. Raises `GatewayFault`."""
+        return _decoded(Drained, await self._as_agent("/agents/drain", wire.encode(request), _READ, self._messages))
 
     # -- for one attempt ---------------------------------------------------------------------------------------
 

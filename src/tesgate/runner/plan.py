@@ -11,7 +11,7 @@ from typing import Dict, List, Optional
 
 from .wire import WIRE
 
-__all__ = ["Collect", "Executor", "Input", "Limits", "Mount", "Output", "Plan", "RunAs", "UrlPolicy"]
+__all__ = ["Collect", "Executor", "Input", "Keep", "Limits", "Mount", "Output", "Plan", "RunAs", "UrlPolicy"]
 
 
 @dataclass
@@ -102,6 +102,10 @@ class Limits:
     ram_bytes: Optional[int] = None
     disk_bytes: Optional[int] = None
     pids: Optional[int] = 4096
+    gpus: int = 0
+    """NVIDIA devices: the only one of these that is an exact number."""
+    gpu_devices: List[str] = field(default_factory=list)
+    """Which devices these are: chosen by the agent when the attempt begins, and kept with its plan."""
 
 
 @dataclass
@@ -113,6 +117,20 @@ class RunAs:
     ``auto``: ``image`` where the agent is root, else ``agent``."""
     uid: Optional[int] = None
     gid: Optional[int] = None
+    last_uid: Optional[int] = None
+    """Of policy ``fixed``: each attempt gets a user of its own from `uid` to this one (`gid`: null is the same number).
+    An agent that does not know this field takes the first of them."""
+
+
+@dataclass
+class Keep:
+    """What stays on the agent after an attempt's end, for people who look for a mistake."""
+
+    seconds: float = 0.0
+    """0: nothing."""
+    failed_only: bool = True
+    most: int = 20
+    """Attempts that one agent keeps; the oldest go first."""
 
 
 @dataclass
@@ -162,4 +180,13 @@ class Plan:
     metadata: Dict[str, str] = field(default_factory=dict)
     notes: List[str] = field(default_factory=list)
     """Sentences for ``system_logs`` about how the task is carried out."""
+    home: Optional[str] = None
+    """HOME of commands whose task sets none; null: what fits the user."""
+    shm_bytes: Optional[int] = None
+    """Size of ``/dev/shm``; null: the runtime's own."""
+    labels: Dict[str, str] = field(default_factory=dict)
+    """On each container, beside ours."""
+    limits_off: List[str] = field(default_factory=list)
+    """Of ``cpu``, ``memory``, ``disk`` and ``pids``: those of `limits` that count for room but are not enforced."""
+    keep: Keep = field(default_factory=Keep)
     wire: int = WIRE

@@ -15,6 +15,8 @@ __all__ = [
     "AgentFacts",
     "Answer",
     "AttemptRef",
+    "DrainRequest",
+    "Drained",
     "ExecutorReport",
     "Have",
     "OutputFile",
@@ -105,6 +107,7 @@ class Resources:
     cpu_cores: float = 0.0
     ram_bytes: int = 0
     disk_bytes: int = 0
+    gpus: int = 0
 
 
 @dataclass
@@ -116,6 +119,10 @@ class Root:
     writable: bool = True
     mode: str = "copy"
     """``copy``, or ``mount``: tasks may be given what lies below it as a mount."""
+    volume: Optional[str] = None
+    """The engine's named volume that it is."""
+    real: Optional[str] = None
+    """Where it lies on the agent's host, where that is not `path`."""
 
 
 @dataclass
@@ -130,6 +137,24 @@ class AgentFacts:
     runtimes: List[str] = field(default_factory=list)
     roots: List[Root] = field(default_factory=list)
     labels: Dict[str, str] = field(default_factory=dict)
+    zones: List[str] = field(default_factory=list)
+    wire: int = WIRE
+
+
+@dataclass
+class DrainRequest:
+    """Body of ``agents/drain``: an agent's operator, with the agent's token, takes its host out (or back in)."""
+
+    agent: str
+    drain: bool = True
+    wire: int = WIRE
+
+
+@dataclass
+class Drained:
+    """Answer to a `DrainRequest`: the hosts of the agents that it was done to; none, if there is no such agent."""
+
+    hosts: List[str] = field(default_factory=list)
     wire: int = WIRE
 
 

@@ -17,6 +17,7 @@ from typing import List, Optional, Tuple
 from . import clock, wire
 from .journal import Journal
 from .plan import Plan
+from .users import Users
 
 __all__ = ["Scratch", "ScratchError", "ScratchLocked", "remove_tree"]
 
@@ -45,6 +46,7 @@ class Scratch:
         self.root = os.path.realpath(root)
         self.attempts = os.path.join(self.root, "attempts")
         self.tombstones = os.path.join(self.root, "tombstones")
+        self.users = Users(os.path.join(self.root, "users"))
         self._lock: Optional[int] = None
         self._had_space = True
         try:
@@ -210,14 +212,16 @@ class Scratch:
         return plan, Journal(os.path.join(path, "journal"))
 
     def remove(self, name: str) -> None:
-        """Remove an attempt's directory and everything in it; idempotent, takes time. Raises OSError for the rest."""
+        """Remove an attempt's directory and everything in it; idempotent, takes time. Raises OSError for the rest.
+
+        What an earlier call had to leave (`remains`) is tried again.
+        """
         path = self.path(name)
-        grave = os.path.join(self.attempts, ".gone-%s-%s" % (name, secrets.token_hex(4)))
-        try:
-            os.rename(path, grave)
-        except FileNotFoundError:
-            return
-        remove_tree(grave)
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(path, os.path.join(self.attempts, ".gone-%s-%s" % (name, secrets.token_hex(4))))
+        for grave in self.remains(name):
+            remove_tree(grave)
+        self.users.release(name)
 
     def remains(self, name: str) -> List[str]:
         """Return what `remove` could not remove of this attempt (files of another user)."""
@@ -229,6 +233,8 @@ class Scratch:
         for name in os.listdir(self.attempts):
             if name.startswith((".new-", ".gone-")):
                 remove_tree(os.path.join(self.attempts, name))
+        kept = os.path.join(self.root, "kept")
+        self.users.sweep({*self.names(), *(os.listdir(kept) if os.path.isdir(kept) else [])})
         oldest = time.time() - _TOMBSTONES_KEPT
         for entry in os.scandir(self.tombstones):
             if entry.stat(follow_symlinks=False).st_mtime < oldest:
@@ -273,6 +279,21 @@ class Scratch:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         with open(fd, "w", encoding="utf-8") as file:
             file.write(name)
+
+    def recall_socket(self) -> Optional[str]:
+        """Return the socket of the engine that attempts here run on; None where none was found, or there are none."""
+        try:
+            with open(os.path.join(self.root, "socket"), encoding="utf-8") as file:
+                return (file.read().strip() or None) if self.names() else None
+        except FileNotFoundError:
+            return None
+
+    def record_socket(self, path: str) -> None:
+        """Record it."""
+        place = os.path.join(self.root, "socket")
+        fd = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        with open(fd, "w", encoding="utf-8") as file:
+            file.write(path)
 
     # -- contact with a gateway --------------------------------------------------------------------------------
 

@@ -28,16 +28,26 @@ class AgentSettings:
     """Offer so many cores, whatever is measured."""
     ram_gb: Optional[float] = None
     disk_gb: Optional[float] = None
+    gpus: Optional[int] = None
+    """Offer so many NVIDIA devices, whatever is found."""
     labels: Dict[str, str] = field(default_factory=dict)
+    zones: List[str] = field(default_factory=list)
     idle_exit: Optional[float] = None
     """End after so long without a gateway and without unfinished attempts."""
-    docker_socket: str = "/var/run/docker.sock"
+    docker_socket: str = "auto"
+    """Of Docker or Podman. ``auto`` looks at the usual places (`runtime.sockets.places`)."""
     auth_file: Optional[str] = None
     """A ``config.json`` with the credentials of registries."""
     network: Optional[str] = None
     """The engine network that tasks get by default."""
+    user_namespace: Optional[str] = None
+    """The engine's word for the user namespace of containers, such as ``keep-id`` (Podman)."""
     ca_file: Optional[str] = None
     """Trust these authorities for the gateway's certificate instead of the system's."""
+    certificate: Optional[str] = None
+    """File with the certificate that the agent shows to the gateway."""
+    key: Optional[str] = None
+    """File with the certificate's private key."""
     host: str = field(default_factory=socket.gethostname)
     version: str = "0"
     concurrency: int = 4

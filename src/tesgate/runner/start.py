@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import os
 from typing import Dict, Optional, Tuple
+from urllib.parse import urlsplit
 
 import anyio
 import anyio.to_thread
@@ -14,18 +15,21 @@ from . import exec as exec_program
 from .absent import AbsentRuntime
 from .agent import EXIT_LOCKED, EXIT_OK, EXIT_SCRATCH, EXIT_SUPERSEDED, Agent
 from .gateway import GatewayClient
+from .kept import Kept
 from .plan import Plan
 from .runtime.base import Runtime, RuntimeFault
+from .runtime.sockets import AUTO
 from .scratch import Scratch, ScratchError, ScratchLocked
 from .settings import AgentSettings
 from .step import user_of
 from .storages import headers_of, storages_of
 from .transfer.copying import process_umask
 from .transfer.stage import Stager
+from .volumes import VolumeError, resolve_volumes
 from .watch import Watch
 from .work import Tools
 
-__all__ = ["EXIT_LOCKED", "EXIT_OK", "EXIT_SCRATCH", "EXIT_SUPERSEDED", "run_agent"]
+__all__ = ["EXIT_LOCKED", "EXIT_OK", "EXIT_SCRATCH", "EXIT_SUPERSEDED", "client_of", "run_agent"]
 
 _log = logging.getLogger("tesgate.agent")
 
@@ -47,12 +51,21 @@ async def run_agent(settings: AgentSettings) -> int:
             _log.error("%s", exc)
             return EXIT_SCRATCH
         await anyio.to_thread.run_sync(scratch.sweep)
-        client = GatewayClient(url=settings.url, token_file=settings.token_file, ca_file=settings.ca_file)
+        client = client_of(settings)
         client.instance_of = lambda: scratch.instance
         watch = Watch()
         if settings.runtime == "auto":
             settings = dataclasses.replace(settings, runtime=await _choose(settings, scratch, exec_path))
         runtime = open_runtime(settings, scratch, exec_path)
+        kept = Kept(scratch, runtime)
+        try:
+            roots = await anyio.to_thread.run_sync(
+                resolve_volumes, settings.roots, _socket(settings, scratch), scratch.record_socket
+            )
+        except VolumeError as exc:
+            _log.error("%s", exc)
+            return EXIT_SCRATCH
+        settings = dataclasses.replace(settings, roots=roots)
         tools = Tools(
             client=client,
             runtime=runtime,
@@ -60,10 +73,15 @@ async def run_agent(settings: AgentSettings) -> int:
             exec_path=exec_path,
             stager=_Stagers(settings, client),
             host=settings.host,
+            kept=kept,
             removals=anyio.CapacityLimiter(2),
         )
         try:
-            return await Agent(settings=settings, scratch=scratch, client=client, tools=tools).run()
+            async with anyio.create_task_group() as group:
+                group.start_soon(kept.run)
+                code = await Agent(settings=settings, scratch=scratch, client=client, tools=tools).run()
+                group.cancel_scope.cancel()
+            return code
         finally:
             client.close()
             watch.close()
@@ -71,6 +89,20 @@ async def run_agent(settings: AgentSettings) -> int:
                 await runtime.aclose()
     finally:
         scratch.close()
+
+
+def client_of(settings: AgentSettings) -> GatewayClient:
+    """Return the agent's client of its gateway; nothing is asked of it yet."""
+    parts = urlsplit(settings.url)
+    if parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
+        _log.warning("%s is not encrypted: the agent's token can be read on the way; use https", settings.url)
+    return GatewayClient(
+        url=settings.url,
+        token_file=settings.token_file,
+        ca_file=settings.ca_file,
+        certificate=settings.certificate,
+        key=settings.key,
+    )
 
 
 async def _choose(settings: AgentSettings, scratch: Scratch, exec_path: str) -> str:
@@ -117,6 +149,11 @@ class _Stagers:
         )
 
 
+def _socket(settings: AgentSettings, scratch: Scratch) -> str:
+    """Attempts stay with the engine that they were begun on, whichever answers first today."""
+    return (settings.docker_socket == AUTO and scratch.recall_socket()) or settings.docker_socket
+
+
 def open_runtime(settings: AgentSettings, scratch: Scratch, exec_path: str) -> Runtime:
     """Return the runtime that the settings name; nothing is asked of it yet."""
     # By scratch root, not by instance: whoever lost the instance still knows what is its own to remove.
@@ -127,10 +164,13 @@ def open_runtime(settings: AgentSettings, scratch: Scratch, exec_path: str) -> R
 
         return DockerRuntime(
             identity=identity,
-            socket=settings.docker_socket,
+            socket=_socket(settings, scratch),
+            found=scratch.record_socket,
             exec_path=exec_path,
             auth_file=settings.auth_file,
-            settings=None if settings.network is None else ContainerSettings(network=settings.network),
+            settings=ContainerSettings(
+                network=settings.network or "bridge", user_namespace=settings.user_namespace or ""
+            ),
         )
     if settings.runtime == "bubblewrap":
         from .runtime.bubblewrap import BubblewrapRuntime

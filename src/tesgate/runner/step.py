@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Awaitable, Callable, Dict, List, Optional, Sequence
 
 import anyio
@@ -14,7 +14,7 @@ import anyio.to_thread
 from . import crash
 from .journal import Journal
 from .places import make_control, read_control, step_dir
-from .plan import Plan, RunAs
+from .plan import Limits, Plan, RunAs
 from .runtime.base import (
     CONTROL_TARGET,
     EXEC_TARGET,
@@ -33,7 +33,7 @@ from .transfer.live import Bound
 from .verdict import RESULT_BYTES, Ending, Garbled, parse_result
 from .watch import Watch
 
-__all__ = ["Launch", "Step", "user_of"]
+__all__ = ["Launch", "Step", "enforced", "user_of"]
 
 ENGINE_PATIENCE = 60.0
 """Seconds for which an engine may be away (its upgrade, its restart) before an attempt gives up on it."""
@@ -62,6 +62,18 @@ def user_of(run_as: RunAs) -> Optional[str]:
     if run_as.policy == "agent" or (run_as.policy != "image" and os.getuid() != 0):
         return "%d:%d" % (os.getuid(), os.getgid())
     return None
+
+
+def enforced(plan: Plan) -> Limits:
+    """The limits that the runtime is to hold."""
+    limits, off = plan.limits, plan.limits_off
+    return replace(
+        limits,
+        cpu_cores=None if "cpu" in off else limits.cpu_cores,
+        ram_bytes=None if "memory" in off else limits.ram_bytes,
+        disk_bytes=None if "disk" in off else limits.disk_bytes,
+        pids=None if "pids" in off else limits.pids,
+    )
 
 
 class Step:
@@ -181,7 +193,7 @@ class Step:
             argv += ["--bound", "%s:%s" % (item.identity, item.target)]
         user = user_of(plan.run_as)
         env = dict(executor.env)
-        home = default_home(user is not None)
+        home = default_home(user is not None, plan.home)
         if home is not None:
             env.setdefault("HOME", home)
         binds = [Bind(self._exec_path, EXEC_TARGET, read_only=True), Bind(control, CONTROL_TARGET)]
@@ -200,10 +212,11 @@ class Step:
             env=env,
             user=user,
             binds=binds,
-            limits=plan.limits,
+            limits=enforced(plan),
             network=plan.network,
             labels=self._labels,
             grace=plan.grace,
+            shm_bytes=plan.shm_bytes,
         )
 
     # -- end ---------------------------------------------------------------------------------------------------
@@ -335,7 +348,7 @@ class Step:
     async def _with_memory(self, ending: Ending) -> Ending:
         """Where a command was killed by signal 9, ask the engine whether memory was the reason."""
         result = ending.result
-        if result is None or result.oom_killed or self.plan.limits.ram_bytes is None:
+        if result is None or result.oom_killed or enforced(self.plan).ram_bytes is None:
             return ending
         if not (result.killed or result.signal == 9 or result.exit_code == 137):
             return ending

@@ -13,6 +13,7 @@ import anyio.to_thread
 
 from . import clock, crash
 from .gateway import GatewayClient, GatewayFault
+from .kept import Kept
 from .logs import LogFollower, decode_tail
 from .places import make_places, read_control
 from .plan import Plan
@@ -21,7 +22,7 @@ from .reporter import Reporter
 from .runtime.base import Runtime, RuntimeFault
 from .scratch import remove_tree
 from .stageout import StageOut
-from .step import Step, user_of
+from .step import Step, enforced, user_of
 from .transfer.faults import PathRefused, StagingError, os_fault
 from .transfer.stage import Stager, host_path
 from .verdict import COMPLETE, EXECUTOR_ERROR, FAILED, SYSTEM_ERROR, Ending, Result, judge
@@ -45,6 +46,7 @@ class Tools:
     exec_path: str
     stager: Callable[[Plan], Stager]
     host: str
+    kept: Kept
     removals: anyio.CapacityLimiter
     """Containers are removed beside the work, few at a time."""
 
@@ -122,6 +124,11 @@ class Work:
         return Final("finish", state=SYSTEM_ERROR, published=self._record.was_leased)
 
     async def _all(self) -> Final:
+        if self._plan.run_as.last_uid is not None:
+            raise Failed(
+                "Every user of the range %s-%s is taken on this agent: make runtime.run_as as wide as tasks can run "
+                "here at once." % (self._plan.run_as.uid, self._plan.run_as.last_uid)
+            )
         state = await self._staged()
         if state is None:
             state = await self._executors()
@@ -201,7 +208,7 @@ class Work:
             index,
             executor,
             ending,
-            ram_bytes=self._plan.limits.ram_bytes,
+            ram_bytes=enforced(self._plan).ram_bytes,
             task_limit=self._plan.timeout if by_task else None,
         )
         crash.point("after-result", index + 1)
@@ -220,6 +227,7 @@ class Work:
         """Return executor `index` as something that can be launched and waited for."""
         plan = self._plan
         labels = {
+            **plan.labels,
             "tesgate.deployment": plan.deployment,
             "tesgate.task": plan.task,
             "tesgate.attempt": str(plan.attempt),

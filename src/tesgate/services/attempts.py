@@ -12,8 +12,8 @@ import structlog
 
 from tesgate.errors import BadRequest, Conflict, Gone
 from tesgate.model.orders import Name, decide
-from tesgate.model.placement import Need
 from tesgate.model.retries import Retries
+from tesgate.model.room import Need
 from tesgate.model.state import Phase, State
 from tesgate.runner.plan import Plan
 from tesgate.runner.report import (
@@ -87,11 +87,15 @@ class AttemptService:
                 host=facts.host,
                 program_version=facts.version,
                 capacity=Need(
-                    int(facts.capacity.cpu_cores * 1000), facts.capacity.ram_bytes, facts.capacity.disk_bytes
+                    int(facts.capacity.cpu_cores * 1000),
+                    facts.capacity.ram_bytes,
+                    facts.capacity.disk_bytes,
+                    facts.capacity.gpus,
                 ),
                 runtimes=tuple(facts.runtimes),
                 roots=tuple(encode(root) for root in facts.roots),
                 labels=facts.labels,
+                zones=tuple(facts.zones),
             )
         )
         if session is None:

@@ -16,7 +16,9 @@ from tesgate.errors import BadRequest, TaskNotFound, Unavailable
 from tesgate.model.caller import Caller
 from tesgate.model.ids import TaskIds, is_task_id
 from tesgate.model.intake import IntakeRules, accept
+from tesgate.model.pools import PoolRule, allowed_pools, check_pool
 from tesgate.model.records import Inserted, ListQuery, NewTask, TaskRecord, View
+from tesgate.services.dialects import OldDialect
 from tesgate.services.views import task_json
 
 __all__ = ["TaskStore", "Tasks", "decode_page_token", "encode_page_token"]
@@ -66,9 +68,11 @@ class Tasks:
         rules: IntakeRules,
         new_id: Callable[[], str] | None = None,
         share_with_group: bool = False,
+        pools: Sequence[PoolRule] = (),
     ) -> None:
         """`share_with_group`: members of a caller's first group see and cancel what the caller submits."""
         self._share_with_group = share_with_group
+        self._pools = pools
         self._large = anyio.Semaphore(LARGE_PAGES)
         self._store = store
         self._rules = rules
@@ -79,6 +83,8 @@ class Tasks:
         if idempotency_key is not None and not (0 < len(idempotency_key) <= _MAX_KEY and idempotency_key.isprintable()):
             raise BadRequest(f"Idempotency-Key: must be 1 to {_MAX_KEY} printable characters, such as a random UUID.")
         accepted = accept(body, self._rules)
+        pools = allowed_pools(self._pools, caller)
+        check_pool(accepted.pool, pools)
         new = NewTask(
             id=self._new_id(),
             owner=caller.subject,
@@ -90,6 +96,7 @@ class Tasks:
             idempotency_key=idempotency_key,
             body_hash=_body_hash(body) if idempotency_key is not None else None,
             notes=accepted.notes,
+            pools=pools,
         )
         return await self._store.insert_task(caller, new)
 
@@ -99,11 +106,11 @@ class Tasks:
             raise TaskNotFound(task_id)
         return await self._store.get_state(caller, task_id)
 
-    async def get(self, caller: Caller, task_id: str, view: View) -> bytes:
-        """One task in one view, as JSON. Raises `TaskNotFound`."""
+    async def get(self, caller: Caller, task_id: str, view: View, *, old: OldDialect | None = None) -> bytes:
+        """One task in one view, as JSON; `old`: in the dialect of TES 1.0. Raises `TaskNotFound`."""
         if not is_task_id(task_id):
             raise TaskNotFound(task_id)
-        return task_json(await self._store.get_task(caller, task_id, full=view == "FULL"), view)
+        return task_json(await self._store.get_task(caller, task_id, full=view == "FULL"), view, old=old)
 
     async def page(
         self,
@@ -113,39 +120,44 @@ class Tasks:
         page_size: int,
         page_token: str | None = None,
         name_prefix: str | None = None,
-        state: str | None = None,
+        states: Sequence[str] | None = None,
         tags: tuple[tuple[str, str | None], ...] = (),
+        old: OldDialect | None = None,
     ) -> list[bytes]:
         """One page, newest first: a ``ListTasksResponse`` as pieces of JSON.
 
-        A page of large tasks ends early, at `PAGE_BYTES` (but never before its first task).
+        A page of large tasks ends early, at `PAGE_BYTES` (but never before its first task). `states`: only tasks in one
+        of them (None: in any). `old`: in the dialect of TES 1.0.
         """
         query = ListQuery(
             limit=page_size + 1,  # one more than shown: that is how the last page is known
             name_prefix=name_prefix,
-            state=state,
+            states=states or (),
             tags=tags,
             after=decode_page_token(page_token) if page_token else None,
         )
-        found = await self._store.list_tasks(caller, query)
+        # A state that nothing is ever shown in has an empty list.
+        found = [] if states is not None and not states else await self._store.list_tasks(caller, query)
         shown = found[:page_size]
         last = shown[-1].id if len(found) > page_size else None
         if view == "MINIMAL":
-            tasks = [b",".join([task_json(task, view) for task in shown])]
+            tasks = [b",".join([task_json(task, view, old=old) for task in shown])]
         else:
             with anyio.move_on_after(LARGE_WAIT_SECONDS) as waiting:
                 await self._large.acquire()
             if waiting.cancelled_caught:
                 raise Unavailable("Too many pages of whole tasks are being read now; send the same request again.")
             try:
-                tasks, stopped_at = await self._documents(caller, [task.id for task in shown], view)
+                tasks, stopped_at = await self._documents(caller, [task.id for task in shown], view, old)
             finally:
                 self._large.release()
             last = stopped_at or last
         end = b"]}" if last is None else b'],"next_page_token":"%b"}' % encode_page_token(last).encode()
         return [b'{"tasks":[', *tasks, end]
 
-    async def _documents(self, caller: Caller, task_ids: Sequence[str], view: View) -> tuple[list[bytes], str | None]:
+    async def _documents(
+        self, caller: Caller, task_ids: Sequence[str], view: View, old: OldDialect | None
+    ) -> tuple[list[bytes], str | None]:
         """The tasks' documents, and the id after which the page had to stop.
 
         Read and written slice by slice: the event loop serves others in between, and memory holds one slice of rows.
@@ -157,7 +169,7 @@ class Tasks:
             for task in await self._store.get_tasks(caller, ids, full=view == "FULL"):
                 if pieces and size >= PAGE_BYTES:
                     return pieces, last
-                piece = task_json(task, view)
+                piece = task_json(task, view, old=old)
                 size += len(piece)
                 pieces += (b",", piece) if pieces else (piece,)
                 last = task.id

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic_core import from_json, to_json
 
 from tesgate.model.records import AttemptRecord, TaskRecord, View
+from tesgate.services.dialects import OldDialect
 
 __all__ = ["rfc3339", "task_json"]
 
@@ -20,24 +21,30 @@ def rfc3339(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def task_json(task: TaskRecord, view: View) -> bytes:
-    """Build the answer; nothing is in it that the client did not send, except what the specification adds."""
+def task_json(task: TaskRecord, view: View, *, old: OldDialect | None = None) -> bytes:
+    """Build the answer; nothing is in it that the client did not send, except what the specification adds.
+
+    `old`: for a client of TES 1.0, in its words.
+    """
+    state = task.state if old is None else old.state(task.state)
     # Ids and states need no escaping: both are words of ours.
-    head = f'{{"id":"{task.id}","state":"{task.state}"'
+    head = f'{{"id":"{task.id}","state":"{state}"'
     if view == "MINIMAL":
         return f"{head}}}".encode()
     added: dict[str, Any] = {"logs": [_task_log(attempt, full=view == "FULL") for attempt in task.attempts]}
     if task.created_at is not None:
         added["creation_time"] = rfc3339(task.created_at)
-    document = _document(task.document, view).strip()[1:-1].strip()
+    document = _document(task.document, view, old).strip()[1:-1].strip()
     return b"%b%b%b,%b" % (head.encode(), b"," if document else b"", document, to_json(added)[1:])
 
 
-def _document(document: Mapping[str, Any] | str | None, view: View) -> bytes:
+def _document(document: Mapping[str, Any] | str | None, view: View, old: OldDialect | None) -> bytes:
     """The document as JSON. A text goes through as it is, but for BASIC where it may hold contents of inputs."""
-    if isinstance(document, str) and (view != "BASIC" or '"content"' not in document):
+    if isinstance(document, str) and old is None and (view != "BASIC" or '"content"' not in document):
         return document.encode()
     values: dict[str, Any] = dict(from_json(document) if isinstance(document, str) else document or {})
+    if old is not None:
+        values = old.document(values)
     if view == "BASIC" and any("content" in item for item in values.get("inputs", ())):
         values["inputs"] = [
             {key: value for key, value in item.items() if key != "content"} for item in values["inputs"]

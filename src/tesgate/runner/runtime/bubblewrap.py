@@ -93,6 +93,10 @@ class BubblewrapRuntime:
         steps = await self._steps()
         await self._call(steps.remove, name)
 
+    async def keep(self, name: str) -> None:
+        """`Runtime.keep`: a sandbox has no files of its own, so nothing of it is kept."""
+        await self.remove(name)
+
     async def collect(self, name: str, items: List[Collect], root: str) -> List[str]:
         """`Runtime.collect`: nothing to do, all that a step writes is below `root` already."""
         return []

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Optional, Tuple
 
-from .base import ImageFacts, RuntimeFacts, StepRefused, StepSpec
+from .base import Bind, ImageFacts, RuntimeFacts, StepRefused, StepSpec
 
 __all__ = ["DEFAULT_CAPABILITIES", "ContainerSettings", "container_body", "owner_body"]
 
@@ -57,12 +57,12 @@ def container_body(
         "SecurityOpt": ["no-new-privileges"],
         "Privileged": False,
         "Devices": [],
-        "Mounts": [mount(bind.source, bind.target, bind.read_only) for bind in spec.binds],
+        **mounts(spec.binds, engine),
         "LogConfig": {"Type": "none"},
         "RestartPolicy": {"Name": "no"},
         "AutoRemove": False,
         "Init": False,
-        "ShmSize": settings.shm_bytes,
+        "ShmSize": settings.shm_bytes if spec.shm_bytes is None else spec.shm_bytes,
     }
     if settings.user_namespace:
         host["UsernsMode"] = settings.user_namespace
@@ -71,6 +71,11 @@ def container_body(
     if settings.cgroup_parent:
         host["CgroupParent"] = settings.cgroup_parent
     _limits(spec, engine, host, notes)
+    if spec.limits.gpu_devices:
+        # Engine API, ContainerCreate, HostConfig.DeviceRequests: these devices and no others.
+        host["DeviceRequests"] = [
+            {"Driver": "nvidia", "DeviceIDs": list(spec.limits.gpu_devices), "Capabilities": [["gpu"]]}
+        ]
     body: Dict[str, Any] = {
         # The image's id, not its name: a tag may have moved since its digest was recorded.
         "Image": facts.id if facts is not None and facts.id else spec.image,
@@ -89,17 +94,29 @@ def container_body(
         "HostConfig": host,
     }
     if spec.user is not None:
-        body["User"] = spec.user
+        body["User"] = _user(spec.user, engine, settings)
+        host["CapAdd"] = _capabilities(body["User"], settings.capabilities)
     return body, notes
 
 
 def owner_body(
-    image: str, exec_path: str, paths: List[str], uid: int, gid: int, settings: ContainerSettings
+    image: str,
+    exec_path: str,
+    paths: List[str],
+    uid: int,
+    gid: int,
+    engine: RuntimeFacts,
+    settings: ContainerSettings,
 ) -> Dict[str, Any]:
-    """The body of the short container that gives `paths` of the host to uid:gid, through ``exec own``."""
+    """The body of the short container that gives `paths` of the host to uid:gid, through ``exec own``.
+
+    On a rootless engine the host's user is root in there; no other of the host's users can be given anything.
+    """
+    if engine.rootless and uid == engine.root_uid:
+        uid = gid = 0
     targets = ["/.tesgate/own/%d" % index for index in range(len(paths))]
-    mounts = [mount(exec_path, "/.tesgate/exec", True)]
-    mounts += [mount(path, target, False) for path, target in zip(paths, targets)]
+    binds = [Bind(exec_path, "/.tesgate/exec", True)]
+    binds += [Bind(path, target) for path, target in zip(paths, targets)]
     return {
         "Image": image,
         "Entrypoint": ["/.tesgate/exec", "own", str(uid), str(gid), *targets],
@@ -114,13 +131,45 @@ def owner_body(
             "CapAdd": ["CHOWN", "DAC_OVERRIDE", "FOWNER"],
             "SecurityOpt": ["no-new-privileges"],
             "ReadonlyRootfs": False,
-            "Mounts": mounts,
+            **mounts(binds, engine),
             "LogConfig": {"Type": "none"},
             "RestartPolicy": {"Name": "no"},
             "AutoRemove": False,
             "Init": False,
         },
     }
+
+
+_MISREAD = re.compile(r"[,\"\r\n]")
+
+
+def mounts(binds: List[Bind], engine: RuntimeFacts) -> Dict[str, Any]:
+    """What `binds` are in a ``HostConfig``. Raises `StepRefused`.
+
+    Podman makes ``source=...,target=...`` of each entry of the Mounts API, where a comma in a path would begin an
+    option of the task's choosing. Such paths go the older way, which has a colon between.
+    """
+    plain: List[Dict[str, Any]] = []
+    older: List[str] = []
+    for bind in binds:
+        if not engine.text_mounts or not _MISREAD.search(bind.source + bind.target):
+            plain.append(mount(bind.source, bind.target, bind.read_only))
+            continue
+        if any(":" in path or "\\" in path for path in (bind.source, bind.target)):
+            raise StepRefused(
+                "%r cannot be mounted: this engine takes no path with a comma, quote or line break beside a colon or "
+                "backslash." % bind.target
+            )
+        options = "ro,rprivate" if bind.read_only else "rw,rprivate"
+        older.append("%s:%s:%s" % (bind.source, bind.target, options))
+    return {"Mounts": plain, "Binds": older} if older else {"Mounts": plain}
+
+
+def _user(user: str, engine: RuntimeFacts, settings: ContainerSettings) -> str:
+    """On a rootless engine the user of the host who runs it is root inside, unless the namespace keeps its number."""
+    if engine.rootless and not settings.user_namespace and int(user.partition(":")[0]) == engine.root_uid:
+        return "0:0"
+    return user
 
 
 def mount(source: str, target: str, read_only: bool) -> Dict[str, Any]:

@@ -1,12 +1,14 @@
-"""Runs steps as containers of a Docker Engine API (Docker itself; Podman's socket speaks it too)."""
+"""Runs steps as containers of a Docker Engine API: Docker's own, or Podman's service, rootful and rootless."""
 
 from __future__ import annotations
 
 import hashlib
 import math
+import os
 import re
 import time
-from typing import Any, AsyncIterator, Dict, List, Optional, Tuple
+from contextlib import suppress
+from typing import Any, AsyncIterator, Callable, Dict, List, Optional, Tuple
 
 from .base import (
     Collect,
@@ -49,11 +51,12 @@ class DockerRuntime:
         auth_file: Optional[str] = None,
         settings: Optional[ContainerSettings] = None,
         image_facts_for: float = 30.0,
+        found: Optional[Callable[[str], None]] = None,
     ) -> None:
         """`identity`: labels that every container of this agent carries, and by which `names` and `ended` find them.
 
-        `exec_path`: host path of the exec binary (only `own` uses it). `image_facts_for`: seconds that what is known of
-        an image is believed.
+        `socket`: ``auto`` looks for one; `found` is told which it was. `exec_path`: host path of the exec binary (only
+        `own` uses it). `image_facts_for`: seconds that what is known of an image is believed.
         """
         if not identity:
             raise ValueError("identity must name at least one label")
@@ -61,7 +64,7 @@ class DockerRuntime:
         self._identity = dict(identity)
         self._settings = ContainerSettings(**{**vars(base), "labels": {**base.labels, **identity}})
         self._exec_path = exec_path
-        self._engine = Engine(socket)
+        self._engine = Engine(socket, found=found)
         self._images = Images(self._engine, auth_file=auth_file, keep=image_facts_for)
         self._files = ContainerFiles(self._engine)
         self._facts: Optional[RuntimeFacts] = None
@@ -71,7 +74,8 @@ class DockerRuntime:
 
         def ask() -> RuntimeFacts:
             version = self._engine.negotiate()
-            return engine_facts(self.name, version, self._engine.request("GET", "/info", timeout=30.0).json())
+            info = self._engine.request("GET", "/info", timeout=30.0).json()
+            return engine_facts(self.name, version, info, self._libpod(), os.stat(self._engine.path).st_uid)
 
         try:
             self._facts = await self._engine.call(ask)
@@ -120,6 +124,10 @@ class DockerRuntime:
         """`Runtime.remove`, with the image's anonymous volumes."""
         await self._engine.call(self._remove, name, slow=True)
 
+    async def keep(self, name: str) -> None:
+        """`Runtime.keep`: under another name it is neither adopted nor removed as an orphan."""
+        await self._engine.call(self._rename, name, "kept-" + name)
+
     async def collect(self, name: str, items: List[Collect], root: str) -> List[str]:
         """`Runtime.collect`. A pattern finds what the step added or changed, not the image's own files."""
         return await self._files.collect(name, items, root)
@@ -139,7 +147,8 @@ class DockerRuntime:
         except EngineError as error:
             raise EngineUnavailable("The engine could not list containers (%s)." % error.message) from error
         found = [(entry.get("Names") or [""])[0].lstrip("/") for entry in answer.json() or []]
-        return sorted(name for name in found if name.startswith(prefix))
+        kept = prefix.startswith("kept-")
+        return sorted(name for name in found if name.startswith(prefix) and name.startswith("kept-") == kept)
 
     def ended(self) -> AsyncIterator[str]:
         """`Runtime.ended`, from the engine's event stream; it is opened anew whenever it ends."""
@@ -151,8 +160,9 @@ class DockerRuntime:
             return
         if self._exec_path is None:
             raise StepRefused("Files cannot be given back to the agent: it was started without the exec binary.")
-        facts = await self.prepare(image, "missing")
-        await self._engine.call(self._own, facts.id, self._exec_path, paths, uid, gid, slow=True)
+        image_facts, facts = await self.prepare(image, "missing"), await self._known()
+        body = owner_body(image_facts.id, self._exec_path, paths, uid, gid, facts, self._settings)
+        await self._engine.call(self._own, body, paths, slow=True)
 
     async def aclose(self) -> None:
         """`Runtime.aclose`."""
@@ -190,7 +200,7 @@ class DockerRuntime:
                     found = self._inspect(spec.name)
                     if found is not None and found["State"].get("Status") != "removing":
                         self._check_ours(spec.name, found)
-                        return [], _started(found)
+                        return notes, _started(found)
                     if time.monotonic() < deadline:
                         time.sleep(0.1)  # its removal is under way
                         continue
@@ -227,13 +237,18 @@ class DockerRuntime:
 
     def _remove(self, name: str) -> None:
         deadline = time.monotonic() + 60.0
+        query = {"v": "1"}
         while True:
             try:
-                self._engine.request("DELETE", "/containers/%s" % in_path(name), {"force": "1", "v": "1"})
+                self._engine.request("DELETE", "/containers/%s" % in_path(name), query)
                 return
             except EngineError as error:
                 if error.status == 404:
                     return
+                if "force" not in query:
+                    query["force"] = "1"
+                    self._kill(name)
+                    continue
                 # 409: somebody removes it already; 500: the kernel still holds its mounts.
                 if time.monotonic() > deadline:
                     raise EngineUnavailable(
@@ -241,13 +256,33 @@ class DockerRuntime:
                     ) from error
                 time.sleep(0.2)
 
-    def _own(self, image: str, exec_path: str, paths: List[str], uid: int, gid: int) -> None:
+    def _rename(self, name: str, wanted: str) -> None:
+        try:
+            self._engine.request("POST", "/containers/%s/rename" % in_path(name), {"name": wanted})
+        except EngineError as error:
+            if error.status != 404:
+                raise EngineUnavailable("The container %s could not be kept (%s)." % (name, error.message)) from error
+
+    def _kill(self, name: str) -> None:
+        """KILL what runs: Podman's removal by force would ask politely first, and wait."""
+        with suppress(EngineError):
+            self._engine.request("POST", "/containers/%s/kill" % in_path(name), {"signal": "KILL"})
+
+    def _libpod(self) -> Optional[Dict[str, Any]]:
+        try:
+            found: Dict[str, Any] = self._engine.request("GET", "/libpod/info", timeout=30.0).json()
+            return found
+        except EngineError as error:
+            if error.status == 404:
+                return None
+            raise
+
+    def _own(self, body: Dict[str, Any], paths: List[str]) -> None:
         parts = [*sorted(self._identity.values()), *paths]
         digest = hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape"))
         name = "tesgate-own-" + digest.hexdigest()[:16]
         self._remove(name)
         try:
-            body = owner_body(image, exec_path, paths, uid, gid, self._settings)
             self._engine.request("POST", "/containers/create", {"name": name}, body)
             self._engine.request("POST", "/containers/%s/start" % name)
             code = self._engine.request("POST", "/containers/%s/wait" % name, timeout=_OWN).json()["StatusCode"]

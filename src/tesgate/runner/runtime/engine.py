@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import socket
 import threading
 import urllib.parse
@@ -19,6 +21,7 @@ from urllib3.connectionpool import HTTPConnectionPool
 from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from .base import EngineUnavailable, RuntimeUnavailable
+from .sockets import AUTO, find_socket, places
 
 __all__ = ["Answer", "Engine", "EngineError", "Stream", "in_path"]
 
@@ -53,7 +56,7 @@ class Answer:
 
 
 class _UnixConnection(HTTPConnection):
-    def __init__(self, path: str, timeout: Optional[float]) -> None:
+    def __init__(self, path: Callable[[], str], timeout: Optional[float]) -> None:
         super().__init__("localhost", timeout=timeout)
         self._path = path
         self.raw: Optional[socket.socket] = None
@@ -62,7 +65,7 @@ class _UnixConnection(HTTPConnection):
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             sock.settimeout(_CONNECT)
-            sock.connect(self._path)
+            sock.connect(self._path())
             sock.settimeout(self.timeout)
         except BaseException:
             sock.close()
@@ -72,7 +75,7 @@ class _UnixConnection(HTTPConnection):
 
 
 class _UnixPool(HTTPConnectionPool):
-    def __init__(self, path: str, size: int) -> None:
+    def __init__(self, path: Callable[[], str], size: int) -> None:
         super().__init__("localhost", maxsize=size, block=False)
         self._path = path
 
@@ -151,9 +154,19 @@ class Stream:
 class Engine:
     """One engine behind one unix socket. The methods that take a `Stream` or answer at once block: use `call`."""
 
-    def __init__(self, path: str = "/var/run/docker.sock", *, threads: int = 24) -> None:
+    def __init__(
+        self,
+        path: str = "/var/run/docker.sock",
+        *,
+        threads: int = 24,
+        candidates: Optional[List[str]] = None,
+        found: Optional[Callable[[str], None]] = None,
+    ) -> None:
+        """`path` may be ``auto``: the first of `candidates` that answers is taken then, told to `found`, and kept."""
         self.path = path[len("unix://") :] if path.startswith("unix://") else path
-        self._pool = _UnixPool(self.path, threads)
+        self._candidates = places(os.environ, os.getuid()) if candidates is None else candidates
+        self._found = found
+        self._pool = _UnixPool(self._place, threads)
         self._threads = threads
         self._limiters: Dict[bool, anyio.CapacityLimiter] = {}
         self._lock = threading.Lock()
@@ -202,7 +215,7 @@ class Engine:
 
     def stream(self, timeout: float) -> Stream:
         """A stream that is still to be opened, on a connection of its own."""
-        return Stream(_UnixConnection(self.path, timeout))
+        return Stream(_UnixConnection(self._place, timeout))
 
     # -- calls
 
@@ -257,8 +270,24 @@ class Engine:
         self._prefix = "/v%d.%d" % chosen
         return version  # type: ignore[no-any-return]
 
+    def _place(self) -> str:
+        """The socket; raises OSError where it is still to be found and no engine answers."""
+        if self.path == AUTO:
+            place = find_socket(self._candidates)
+            if place is None:
+                raise FileNotFoundError(errno.ENOENT, "no engine")
+            if self._found is not None:
+                self._found(place)
+            self.path = place
+        return self.path
+
     def gone(self, error: Exception) -> EngineUnavailable:
         """The fault for an engine that did not answer."""
+        if self.path == AUTO:
+            return EngineUnavailable(
+                "No container engine answers at %s; start Docker or Podman (systemctl --user start podman.socket), let "
+                "the agent's user use its socket, or set runtime.docker_socket." % ", ".join(self._candidates)
+            )
         if isinstance(error, (ReadTimeoutError, socket.timeout)):
             return EngineUnavailable(
                 "The container engine at %s did not answer in time; it may be overloaded." % self.path

@@ -34,7 +34,8 @@ class _Events:
 
     def open(self) -> None:
         """Connect; raises when the engine does not answer."""
-        filters = {"type": ["container"], "event": ["die"], "label": self._labels}
+        # Podman answers with "die", but is to be asked for "died"; either engine passes over the word of the other.
+        filters = {"type": ["container"], "event": ["die", "died"], "label": self._labels}
         query = {"since": str(int(time.time()) - _OVERLAP), "filters": filters}
         with self._use:
             try:

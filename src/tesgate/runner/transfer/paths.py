@@ -163,7 +163,7 @@ class Roots:
             RootDir(
                 name=root.name,
                 path="/" + "/".join(split(root.path)),
-                real=os.path.realpath(root.path),
+                real=os.path.realpath(root.real or root.path),
                 writable=root.writable,
                 mounted=root.mode == "mount",
             )

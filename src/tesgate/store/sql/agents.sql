@@ -3,20 +3,24 @@ SELECT id FROM agent WHERE id = $1 FOR NO KEY UPDATE;
 
 -- name: register_agent
 -- protocol: restart. A new session of an instance, known or new. What it uses is counted anew from its open attempts.
+-- What an operator said of draining outlives its restarts.
 INSERT INTO agent (id, pool, host, program_version, session, cpu_milli, ram_bytes, disk_bytes, runtimes, roots, labels,
-                   state)
-VALUES ($1, $2, $3, $4, 1, $5, $6, $7, $8, $9, $10, 'open')
+                   state, gpus, zones)
+VALUES ($1, $2, $3, $4, 1, $5, $6, $7, $8, $9, $10, 'open', $11, $12)
 ON CONFLICT (id) DO UPDATE SET
     host = excluded.host, program_version = excluded.program_version,
     session = agent.session + 1, poll_number = 0, cpu_milli = excluded.cpu_milli, ram_bytes = excluded.ram_bytes,
     disk_bytes = excluded.disk_bytes, runtimes = excluded.runtimes, roots = excluded.roots, labels = excluded.labels,
+    gpus = excluded.gpus, zones = excluded.zones,
     state = 'open', draining = false, silent_ticks = 0, seen_at = now(), registered_at = now(),
     used_cpu_milli = coalesce((SELECT sum(t.need_cpu_milli) FROM attempt a JOIN task t ON t.id = a.task_id
                                WHERE a.agent_id = agent.id AND NOT a.closed), 0),
     used_ram_bytes = coalesce((SELECT sum(t.need_ram_bytes) FROM attempt a JOIN task t ON t.id = a.task_id
                                WHERE a.agent_id = agent.id AND NOT a.closed), 0),
     used_disk_bytes = coalesce((SELECT sum(t.need_disk_bytes) FROM attempt a JOIN task t ON t.id = a.task_id
-                                WHERE a.agent_id = agent.id AND NOT a.closed), 0)
+                                WHERE a.agent_id = agent.id AND NOT a.closed), 0),
+    used_gpus = coalesce((SELECT sum(t.need_gpus) FROM attempt a JOIN task t ON t.id = a.task_id
+                          WHERE a.agent_id = agent.id AND NOT a.closed), 0)
 WHERE agent.pool = excluded.pool
 RETURNING session;
 
@@ -33,13 +37,27 @@ FROM g WHERE agent.id = g.id
 RETURNING g.poll_number < $3 AS newest;
 
 -- name: open_agents
-SELECT id, pool, host, cpu_milli, ram_bytes, disk_bytes, used_cpu_milli, used_ram_bytes, used_disk_bytes, runtimes,
-       roots, labels, draining, session, silent_ticks, program_version, seen_at
+SELECT id, pool, host, cpu_milli, ram_bytes, disk_bytes, gpus, used_cpu_milli, used_ram_bytes, used_disk_bytes, used_gpus,
+       runtimes, roots, labels, zones, draining, told_to_drain, session, silent_ticks, program_version, seen_at
 FROM agent WHERE state = 'open' ORDER BY id;
+
+-- name: all_agents
+-- For people. Of each the attempts that are not over; the index attempt_agent has no others.
+SELECT g.*, extract(epoch FROM now() - g.seen_at)::float8 AS unseen,
+       coalesce((SELECT array_agg(a.task_id || '-' || a.number ORDER BY a.task_id)
+                 FROM attempt a WHERE a.agent_id = g.id AND NOT a.closed), '{}') AS attempts
+FROM agent g ORDER BY g.pool, g.host, g.id;
+
+-- name: drain_agents
+-- By id, or by the name of the host; $3 is the pool of whoever asks with an agent's token (then by id alone), else null. Lost
+-- agents too: they come back as they were told.
+UPDATE agent SET told_to_drain = $2
+WHERE id = $1 AND ($3::text IS NULL OR pool = $3) OR host = $1 AND $3::text IS NULL
+RETURNING id, host, pool, state;
 
 -- name: lost_roots
 -- Lost agents may come back, and their roots with them.
-SELECT DISTINCT r.root FROM agent, jsonb_array_elements(roots) AS r(root) WHERE state = 'closed' AND pool = $1;
+SELECT DISTINCT r.root FROM agent, jsonb_array_elements(roots) AS r(root) WHERE state = 'closed';
 
 -- name: count_silence
 -- One good tick: gateway and database both worked since the last one.

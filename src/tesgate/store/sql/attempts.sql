@@ -4,7 +4,8 @@
 WITH pick AS (
     SELECT * FROM unnest($1::text[], $2::integer[], $3::text[]) AS p(id, version, agent_id)
 ), t AS (
-    SELECT t.id, t.attempt + 1 AS number, t.owner, p.agent_id, t.need_cpu_milli, t.need_ram_bytes, t.need_disk_bytes
+    SELECT t.id, t.attempt + 1 AS number, t.owner, p.agent_id, t.need_cpu_milli, t.need_ram_bytes, t.need_disk_bytes,
+           t.need_gpus
     FROM task t JOIN pick p ON p.id = t.id AND p.version = t.version
     WHERE t.phase = 'waiting' AND t.state <> 'CANCELING' AND t.pending_state IS NULL
       AND EXISTS (SELECT FROM replica WHERE id = $4 AND epoch = $5)
@@ -12,18 +13,19 @@ WITH pick AS (
     FOR NO KEY UPDATE OF t SKIP LOCKED
 ), wanted AS (
     SELECT agent_id, sum(need_cpu_milli)::bigint AS cpu, sum(need_ram_bytes)::bigint AS ram,
-           sum(need_disk_bytes)::bigint AS disk
+           sum(need_disk_bytes)::bigint AS disk, sum(need_gpus)::bigint AS gpus
     FROM t GROUP BY agent_id
 ), g AS (
     SELECT id FROM agent WHERE id IN (SELECT agent_id FROM wanted) ORDER BY id FOR NO KEY UPDATE
 ), room AS (
     UPDATE agent SET used_cpu_milli = used_cpu_milli + w.cpu, used_ram_bytes = used_ram_bytes + w.ram,
-                     used_disk_bytes = used_disk_bytes + w.disk
+                     used_disk_bytes = used_disk_bytes + w.disk, used_gpus = used_gpus + w.gpus
     FROM g JOIN wanted w ON w.agent_id = g.id
-    WHERE agent.id = g.id AND agent.state = 'open' AND NOT agent.draining
+    WHERE agent.id = g.id AND agent.state = 'open' AND NOT agent.draining AND NOT agent.told_to_drain
       AND agent.used_cpu_milli + w.cpu <= agent.cpu_milli
       AND agent.used_ram_bytes + w.ram <= agent.ram_bytes
       AND agent.used_disk_bytes + w.disk <= agent.disk_bytes
+      AND agent.used_gpus + w.gpus <= agent.gpus
     RETURNING agent.id
 ), u AS (
     UPDATE task SET phase = 'assigned',
@@ -158,7 +160,7 @@ WITH w AS (
     SELECT * FROM unnest($1::text[], $2::integer[], $3::text[], $4::bigint[], $5::text[], $6::text[], $7::text[], $8::text[])
         AS w(task_id, number, instance, version, snapshot, tails, final, outputs)
 ), x AS (
-    SELECT w.*, t.state, a.agent_id, t.need_cpu_milli, t.need_ram_bytes, t.need_disk_bytes,
+    SELECT w.*, t.state, a.agent_id, t.need_cpu_milli, t.need_ram_bytes, t.need_disk_bytes, t.need_gpus,
            t.publish_until IS NULL OR t.publish_until <= now() OR t.publisher = w.number AS free
     FROM w JOIN task t ON t.id = w.task_id AND t.attempt = w.number
            JOIN attempt a ON a.task_id = w.task_id AND a.number = w.number
@@ -181,14 +183,15 @@ WITH w AS (
     ON CONFLICT (task_id, number) DO UPDATE SET tails = excluded.tails
 ), freed AS (
     SELECT agent_id, sum(need_cpu_milli)::bigint AS cpu, sum(need_ram_bytes)::bigint AS ram,
-           sum(need_disk_bytes)::bigint AS disk
+           sum(need_disk_bytes)::bigint AS disk, sum(need_gpus)::bigint AS gpus
     FROM ok GROUP BY agent_id
 ), g AS (
     SELECT id FROM agent WHERE id IN (SELECT agent_id FROM freed) ORDER BY id FOR NO KEY UPDATE
 ), room AS (
     UPDATE agent SET used_cpu_milli = greatest(0, used_cpu_milli - freed.cpu),
                      used_ram_bytes = greatest(0, used_ram_bytes - freed.ram),
-                     used_disk_bytes = greatest(0, used_disk_bytes - freed.disk)
+                     used_disk_bytes = greatest(0, used_disk_bytes - freed.disk),
+                     used_gpus = greatest(0, used_gpus - freed.gpus)
     FROM g JOIN freed ON freed.agent_id = g.id WHERE agent.id = g.id
 ), event AS (
     INSERT INTO task_event (task_id, number, kind, detail) SELECT task_id, number, 'finish', final FROM ok
@@ -205,7 +208,7 @@ FROM x LEFT JOIN u ON u.id = x.task_id;
 --   $13 a further attempt may help, $14 report's version or null, $15 session and $16 number of the poll that the attempt
 --   was missing from, or null: a newer poll may have listed it
 WITH x AS (
-    SELECT t.id, t.state, a.agent_id, t.need_cpu_milli, t.need_ram_bytes, t.need_disk_bytes,
+    SELECT t.id, t.state, a.agent_id, t.need_cpu_milli, t.need_ram_bytes, t.need_disk_bytes, t.need_gpus,
            t.publisher = $2 AND $3 <> 'lost' AS lets_go,
            CASE WHEN t.state = 'CANCELING' THEN 'CANCELED'
                 WHEN $13 AND t.attempt < $5 THEN NULL
@@ -245,7 +248,8 @@ WITH x AS (
 ), room AS (
     UPDATE agent SET used_cpu_milli = greatest(0, used_cpu_milli - x.need_cpu_milli),
                      used_ram_bytes = greatest(0, used_ram_bytes - x.need_ram_bytes),
-                     used_disk_bytes = greatest(0, used_disk_bytes - x.need_disk_bytes)
+                     used_disk_bytes = greatest(0, used_disk_bytes - x.need_disk_bytes),
+                     used_gpus = greatest(0, used_gpus - x.need_gpus)
     FROM x WHERE agent.id = x.agent_id
 ), event AS (
     INSERT INTO task_event (task_id, number, kind, detail) SELECT $1, $2, $3, nullif($4, '') FROM x

@@ -50,7 +50,12 @@ CREATE TABLE agent (
     -- good ticks of the pool's watcher since the agent last spoke; it is lost by this count, never by a clock
     silent_ticks     integer     NOT NULL DEFAULT 0,
     registered_at    timestamptz NOT NULL DEFAULT now(),
-    seen_at          timestamptz NOT NULL DEFAULT now()
+    seen_at          timestamptz NOT NULL DEFAULT now(),
+    gpus             bigint      NOT NULL DEFAULT 0,
+    used_gpus        bigint      NOT NULL DEFAULT 0 CHECK (used_gpus >= 0),
+    zones            text[]      NOT NULL DEFAULT '{}',
+    -- by an operator, until he takes it back; draining is what the agent says of itself
+    told_to_drain    boolean     NOT NULL DEFAULT false
 );
 
 -- Tasks, attempts, logs and events are partitioned by the task's id, which begins with its time: the oldest partitions are
@@ -94,6 +99,9 @@ CREATE TABLE task (
     crashes             integer     NOT NULL DEFAULT 0,
     -- false: the backend may still hold something of an attempt
     released            boolean     NOT NULL DEFAULT true,
+    need_gpus           bigint      NOT NULL DEFAULT 0,
+    -- where its owner may have it run, as it was at submission; null: in every pool that is everybody's
+    pools               text[],
     CONSTRAINT task_ended CHECK ((phase = 'ended') = (ended_at IS NOT NULL)),
     CONSTRAINT task_terminal CHECK (
         (phase = 'ended') = (state IN ('COMPLETE', 'EXECUTOR_ERROR', 'SYSTEM_ERROR', 'CANCELED'))

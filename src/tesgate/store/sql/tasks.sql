@@ -3,8 +3,8 @@
 -- whose id is there: the statement may be sent again.
 WITH n AS (
     SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
-                         $8::bigint[], $9::bigint[], $10::bigint[], $11::text[], $12::text[])
-        AS n(id, owner, grp, name, document, tags, notes, cpu, ram, disk, key, hash)
+                         $8::bigint[], $9::bigint[], $10::bigint[], $11::text[], $12::text[], $13::bigint[], $14::text[])
+        AS n(id, owner, grp, name, document, tags, notes, cpu, ram, disk, key, hash, gpus, pools)
 ), k AS (
     INSERT INTO idempotency (owner, key, task_id, body_hash)
     SELECT owner, key, id, hash FROM n WHERE key IS NOT NULL ORDER BY owner, key
@@ -12,9 +12,9 @@ WITH n AS (
     RETURNING task_id
 )
 INSERT INTO task (id, owner, "group", name, state, phase, document, tags, notes,
-                  need_cpu_milli, need_ram_bytes, need_disk_bytes)
+                  need_cpu_milli, need_ram_bytes, need_disk_bytes, need_gpus, pools)
 SELECT n.id, n.owner, n.grp, n.name, 'QUEUED', 'waiting', n.document::json, n.tags::jsonb, n.notes::jsonb,
-       n.cpu, n.ram, n.disk
+       n.cpu, n.ram, n.disk, n.gpus, string_to_array(n.pools, ',')
 FROM n WHERE n.key IS NULL OR n.id IN (SELECT task_id FROM k)
 ON CONFLICT DO NOTHING
 RETURNING id;
@@ -91,7 +91,7 @@ WITH RECURSIVE later AS (
            count(*) OVER (PARTITION BY o.place) AS seen
     FROM owners o CROSS JOIN LATERAL (
         SELECT t.id, t.owner, t.version, t.attempt, t.need_cpu_milli, t.need_ram_bytes, t.need_disk_bytes,
-               t.document, t.wait_reason, extract(epoch FROM now() - t.created_at)::float8 AS age
+               t.need_gpus, t.pools, t.document, t.wait_reason, extract(epoch FROM now() - t.created_at)::float8 AS age
         FROM task t
         WHERE t.phase = 'waiting' AND t.owner = o.owner AND t.id > o.behind
           AND t.state <> 'CANCELING' AND t.pending_state IS NULL
@@ -101,7 +101,7 @@ WITH RECURSIVE later AS (
 ), head AS (
     SELECT *, row_number() OVER (ORDER BY turn, place) AS rank FROM heads ORDER BY turn, place LIMIT $1
 )
-SELECT id, owner, version, attempt, need_cpu_milli, need_ram_bytes, need_disk_bytes, wait_reason, age,
+SELECT id, owner, version, attempt, need_cpu_milli, need_ram_bytes, need_disk_bytes, need_gpus, pools, wait_reason, age,
        CASE WHEN id <> ALL($3::text[]) THEN document END AS document,
        -- behind it the owner may have more
        turn = (SELECT depth FROM depth) OR rank = $1 AS more,

@@ -1,0 +1,182 @@
+"""The gateway's own TLS: real certificates of a real authority, on the real server."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import httpx
+import pytest
+
+from tesgate.app.server import server_of
+from tesgate.app.tls import Certificate
+from tesgate.config import ServerSettings, Settings
+from tesgate.errors import ConfigError
+from tesgate.runner.gateway import GatewayClient, Unavailable
+from tesgate.runner.report import DrainRequest
+from tests.authority import Authority
+
+
+async def echo(scope: Any, receive: Any, send: Any) -> None:
+    """Answers what an agent that drains itself is answered, and says how it was asked."""
+    await receive()
+    body = b'{"hosts": ["%b"]}' % scope["scheme"].encode()
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]})
+    await send({"type": "http.response.body", "body": body})
+
+
+@asynccontextmanager
+async def served(certificate: Certificate, **settings: Any) -> AsyncGenerator[int]:
+    """The server of `serve` over that certificate; its port."""
+    server = server_of(echo, ServerSettings(**settings), certificate.context)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        task = asyncio.create_task(server.serve(sockets=[listener]))
+        while not server.started:
+            await asyncio.sleep(0.01)
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            server.should_exit = True
+            await task
+
+
+def serial(port: int, context: ssl.SSLContext) -> str:
+    """Of the certificate that is shown to a new client."""
+    with socket.create_connection(("127.0.0.1", port), 10) as plain:
+        with context.wrap_socket(plain, server_hostname="127.0.0.1") as secure:
+            found = secure.getpeercert()
+            assert found is not None
+            return str(found["serialNumber"])
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path / "ca")
+
+
+async def test_a_renewed_certificate_is_shown_to_new_clients_and_disturbs_nobody(authority: Authority) -> None:
+    file, key = authority.issue("gateway", "IP:127.0.0.1")
+    certificate = Certificate(certificate=file, key=key)
+    trusting = ssl.create_default_context(cafile=str(authority.file))
+    async with served(certificate) as port:
+        async with httpx.AsyncClient(base_url=f"https://127.0.0.1:{port}", verify=trusting, trust_env=False) as client:
+            assert (await client.get("/")).json() == {"hosts": ["https"]}
+            first = await anyio.to_thread.run_sync(serial, port, trusting)
+            assert not certificate.look()
+            renewed, renewed_key = authority.issue("renewed", "IP:127.0.0.1")
+            file.write_bytes(renewed.read_bytes())  # its key is not written yet
+            assert not certificate.look()
+            assert await anyio.to_thread.run_sync(serial, port, trusting) == first
+            key.write_bytes(renewed_key.read_bytes())
+            assert certificate.look()
+            assert not certificate.look()
+            second = await anyio.to_thread.run_sync(serial, port, trusting)
+            assert second != first
+            assert (await client.get("/")).status_code == 200
+            key.write_text("nonsense")
+            assert not certificate.look()
+            assert await anyio.to_thread.run_sync(serial, port, trusting) == second
+
+
+async def test_who_does_not_trust_the_authority_says_nothing(authority: Authority, tmp_path: Path) -> None:
+    """Neither does an agent, whose token would be lost, nor one that calls by another name."""
+    file, key = authority.issue("gateway", "DNS:elsewhere")
+    other = Authority(tmp_path / "other", "other")
+    token = tmp_path / "token"
+    token.write_text("secret")
+    async with served(Certificate(certificate=file, key=key)) as port:
+        for trusted in (other.file, authority.file):
+            agent = GatewayClient(url=f"https://127.0.0.1:{port}", token_file=str(token), ca_file=str(trusted))
+            with pytest.raises(Unavailable, match=r"certificate verify failed|match"):
+                await agent.drain(DrainRequest("a"))
+            agent.close()
+
+
+async def test_client_certificates(authority: Authority, tmp_path: Path) -> None:
+    file, key = authority.issue("gateway", "IP:127.0.0.1")
+    mine, my_key = authority.issue("agent", usage="clientAuth")
+    token = tmp_path / "token"
+    token.write_text("secret")
+    certificate = Certificate(certificate=file, key=key, client_ca=authority.file)
+    async with served(certificate) as port:
+        url, ca = f"https://127.0.0.1:{port}", str(authority.file)
+        known = GatewayClient(url=url, token_file=str(token), ca_file=ca, certificate=str(mine), key=str(my_key))
+        assert (await known.drain(DrainRequest("a"))).hosts == ["https"]
+        known.close()
+        unknown = GatewayClient(url=url, token_file=str(token), ca_file=ca)
+        with pytest.raises(Unavailable):
+            await unknown.drain(DrainRequest("a"))
+        unknown.close()
+
+
+async def test_the_end_waits_for_no_idle_client(authority: Authority) -> None:
+    """A client that keeps a connection does not answer TLS' last word; a plain one is just closed."""
+    file, key = authority.issue("gateway", "IP:127.0.0.1")
+    trusting = ssl.create_default_context(cafile=str(authority.file))
+    with socket.socket() as plain:
+        async with served(Certificate(certificate=file, key=key), shutdown_grace=30) as port:
+
+            def idle() -> ssl.SSLSocket:
+                plain.connect(("127.0.0.1", port))
+                secure = trusting.wrap_socket(plain, server_hostname="127.0.0.1")
+                secure.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+                assert b"200 OK" in secure.recv(1000)
+                return secure
+
+            kept = await anyio.to_thread.run_sync(idle)
+            began = time.monotonic()
+        assert time.monotonic() - began < 20  # of the 30 that it would wait for an open request
+        kept.close()
+
+
+async def test_a_refused_request_is_answered_over_tls(authority: Authority) -> None:
+    file, key = authority.issue("gateway", "IP:127.0.0.1")
+    trusting = ssl.create_default_context(cafile=str(authority.file))
+    async with served(Certificate(certificate=file, key=key)) as port:
+
+        def refused() -> bytes:
+            with socket.create_connection(("127.0.0.1", port), 10) as plain:
+                with trusting.wrap_socket(plain, server_hostname="127.0.0.1") as secure:
+                    secure.sendall(b"nonsense\r\n\r\n")
+                    return secure.recv(1000)
+
+        assert b"400 Bad Request" in await anyio.to_thread.run_sync(refused)
+
+
+def test_files_that_cannot_be_used_are_named(authority: Authority, tmp_path: Path) -> None:
+    file, key = authority.issue("one", "IP:127.0.0.1")
+    _, other = authority.issue("two", "IP:127.0.0.1")
+    for certificate, private, said in (
+        (file, other, "key values mismatch"),
+        (file, tmp_path / "none", "No such file"),
+        (key, key, "no start line|PEM|pem"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            Certificate(certificate=certificate, key=private)
+
+
+@pytest.mark.parametrize(
+    ("server", "more", "said"),
+    [
+        ({"tls_certificate": "/c"}, {}, "server.tls_key"),
+        ({"tls_client_ca": "/c"}, {}, "means nothing without"),
+        ({"tls_certificate": "/c", "tls_key": "/k"}, {}, "server.public_url"),
+        ({"tls_certificate": "/c", "tls_key": "/k", "public_url": "http://x"}, {}, "https://"),
+        ({"tls_certificate": "/c", "tls_key": "/k", "tls_client_ca": "/a"}, {}, "has no certificate"),
+        ({"tls_certificate": "/c", "tls_key": "/k", "tls_client_ca": "/a"}, {"agent": {"start": False}}, None),
+        ({}, {"pools": [{"name": "a"}]}, "agent.pool"),
+        ({}, {"pools": [{"name": "default"}, {"name": "default"}]}, "two pools"),
+        ({}, {"pools": [{"name": "default"}]}, None),
+    ],
+)
+def test_settings_that_do_not_go_together(server: dict[str, Any], more: dict[str, Any], said: str | None) -> None:
+    lines = Settings(server=server, **more).check()
+    assert (lines == []) if said is None else any(said in line for line in lines)
