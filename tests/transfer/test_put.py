@@ -173,7 +173,7 @@ def test_named_credentials_stay_at_their_own_origin(bed: Bed, web: Storing) -> N
         web.redirects = {"/x": (307, "/same"), "/same": (307, f"{other.url}/there")}
         other.redirects = {"/there": (307, f"{web.url}/back")}
         bed.write("/work/out.txt", "hello")
-        bed.store(Output("/work/out.txt", f"{web.url}/x"), headers_for=headers_for)
+        bed.store(Output("/work/out.txt", f"{web.url}/x", login=True), headers_for=headers_for)
         assert asked == [f"{web.url}/x"]
         assert [(r["path"], r.get("x-token")) for r in web.requests] == [
             ("/x", "secret"),
