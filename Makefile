@@ -43,11 +43,11 @@ check: $(READY) ## style, types, layers and the quick tests (under 2 minutes)
 	@if [ -e tools/check_runner.py ]; then $(PY) tools/check_runner.py; fi
 	@$(PYTEST) -q -m "not bed and not slow" tests/unit tests/model tests/services tests/api $(ARGS)
 
-BENCHMARKS ?= overhead staging api polls lists statements load path_of_a_task claims
+BENCHMARKS ?= overhead staging objects api polls lists statements load path_of_a_task claims
 .PHONY: bench
 bench: beds ## every benchmark with its table, one after the other (QUICK=1: minutes instead of hours)
 	@for script in $(BENCHMARKS:%=benchmarks/%.py); do \
-		echo "=== $$script"; date -u; $(PY) "$$script" $(if $(QUICK),--quick) $(ARGS) || failed="$$failed $$script"; echo; \
+		echo "=== $$script"; date -u; PYTHONPATH=. $(PY) "$$script" $(if $(QUICK),--quick) $(ARGS) || failed="$$failed $$script"; echo; \
 	done; [ -z "$$failed" ] || { echo "failed:$$failed" >&2; exit 1; }
 
 .PHONY: wheels

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import secrets
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -16,6 +15,7 @@ import anyio
 from tesgate.runner.plan import Input, Output, UrlPolicy
 from tesgate.runner.report import OutputFile
 from tesgate.runner.transfer.connect import HttpSettings
+from tesgate.runner.transfer.policy import AddressPolicy
 from tesgate.runner.transfer.s3 import ObjectStorage
 from tesgate.runner.transfer.stage import Prepared, Stager
 from tests.transfer.s3_proxy import Fault, proxy_of
@@ -32,7 +32,7 @@ class Stand:
         self.proxy = self._stack.enter_context(proxy_of(url))
         self.direct: Any = client_of(url)
         self.through: Any = client_of(self.proxy.url)
-        self.bucket = f"runner-{os.getpid()}"
+        self.bucket = f"runner-{secrets.token_hex(6)}"
         self.direct.create_bucket(Bucket=self.bucket)
 
     def close(self) -> None:
@@ -59,7 +59,8 @@ class Objects:
         self.prepared: Prepared | None = None
 
     def stager(self, inputs: list[Input] | None = None) -> Stager:
-        storage = ObjectStorage(ask=self.signing, settings=self.settings, inputs=inputs or [])
+        policy = AddressPolicy(UrlPolicy(allowed_hosts=["127.0.0.1"]))
+        storage = ObjectStorage(ask=self.signing, settings=self.settings, inputs=inputs or [], policy=policy)
         return Stager(roots=[], policy=UrlPolicy(), storages=[storage])
 
     def url(self, key: str) -> str:

@@ -7,16 +7,18 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import anyio
 import pytest
 
-from tesgate.runner.access import AccessRequest
+from tesgate.runner.access import AccessRequest, Found
 from tesgate.runner.plan import Input
 from tesgate.runner.transfer import s3object, s3source
 from tesgate.runner.transfer.faults import StagingError
 from tesgate.runner.transfer.s3sums import sum_of
+from tests.transfer.http_server import Misbehaving
 from tests.transfer.s3_bed import Objects, random_bytes
 
 BOTH = pytest.mark.parametrize("objects", ["seaweed", "moto"], indirect=True)
@@ -217,6 +219,7 @@ def test_an_expired_request_is_asked_for_again(objects: Objects) -> None:
     """SeaweedFS itself refuses: the answer claims a longer life than the signature has."""
     data = objects.store("thing", random_bytes(5000))
     objects.signing.expires, objects.signing.claimed = 1, 300.0
+    objects.settings = replace(objects.settings, read_timeout=20.0)
     waited = False
 
     def late(seen: Any) -> None:
@@ -254,12 +257,12 @@ def test_an_object_that_is_replaced_while_it_is_read(objects: Objects, monkeypat
     objects.store("thing", random_bytes(3 << 20))
     other = random_bytes((3 << 20) + 1)
 
-    def replace(seen: Any) -> None:
+    def put_another(seen: Any) -> None:
         if seen.range.startswith("bytes=1048576"):
             objects.proxy.before = lambda seen: None
             objects.store("thing", other)
 
-    objects.proxy.before = replace
+    objects.proxy.before = put_another
     assert objects.stage("thing").read_bytes() == other
 
 
@@ -330,3 +333,43 @@ def test_no_descriptor_is_left(objects: Objects) -> None:
         objects.store(f"some/{index % 20}/{index}", b"1")
     with no_more_descriptors():
         objects.stage("some", type="DIRECTORY")
+
+
+# -- where DRS leads -----------------------------------------------------------------------------------------------
+
+
+def elsewhere(objects: Objects, monkeypatch: pytest.MonkeyPatch, there: str, data: bytes, **more: Any) -> None:
+    """Have ``drs://here/x`` lead to `there`."""
+    known = sum_of("md5")
+    known.update(data)
+    found = Found("drs://here/x", "elsewhere", len(data), None, {"md5": known.base64()}, None, there, **more)
+    monkeypatch.setattr(objects.signing, "look", lambda url: found)
+
+
+def stage_drs(objects: Objects) -> bytes:
+    objects.stage_all(Input("/data/thing", "ro/data/thing", url="drs://here/x"))
+    return (objects.attempt / "ro/data/thing").read_bytes()
+
+
+def test_drs_leads_to_the_web(objects: Objects, server: Misbehaving, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.body = b"hello"
+    elsewhere(objects, monkeypatch, server.url + "?signed", b"hello", headers={"authorization": "Bearer of-the-url"})
+    assert stage_drs(objects) == b"hello"
+    assert server.requests[0]["authorization"] == "Bearer of-the-url"
+
+
+@pytest.mark.parametrize("body", [b"hallo", b"hello!"])
+def test_what_drs_announced_is_compared(
+    objects: Objects, server: Misbehaving, monkeypatch: pytest.MonkeyPatch, body: bytes
+) -> None:
+    server.body = body
+    elsewhere(objects, monkeypatch, server.url + "?signed=secret", b"hello")
+    with pytest.raises(StagingError, match=r"does not match|were announced") as caught:
+        stage_drs(objects)
+    assert "secret" not in caught.value.sentence
+
+
+def test_drs_leads_to_what_is_not_served(objects: Objects, monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere(objects, monkeypatch, "htsget://x/y", b"")
+    with pytest.raises(StagingError, match="use another access method"):
+        stage_drs(objects)

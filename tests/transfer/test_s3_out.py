@@ -242,9 +242,9 @@ def test_a_cancel_ends_it_at_once_and_leaves_no_upload(objects: Objects, where: 
     if where == "gateway":
 
         def block(request: AccessRequest) -> None:
-            if request.parts is not None:
+            if request.parts is not None and not blocked.is_set():
                 blocked.set()
-                free.wait(2)
+                free.wait(2)  # the upload is aborted by another question
 
         objects.signing.before = block
     else:

@@ -70,11 +70,17 @@ def test_pairs() -> None:
         pairs(["A"], "--var")
 
 
-@pytest.mark.parametrize("path", sorted(EXAMPLES.iterdir()), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(filter(Path.is_file, EXAMPLES.iterdir())), ids=lambda path: path.name)
 def test_examples_are_tasks(path: Path) -> None:
     from tesgate.model.mounts import check_paths
 
-    document = fill(read_document(str(path)), {"DEMO_DIR": "/demo", "DEMO_HTTP": "http://127.0.0.1:1"})
+    places = {
+        "DEMO_DIR": "/demo",
+        "DEMO_HTTP": "http://127.0.0.1:1",
+        "DEMO_S3": "s3://b",
+        "DEMO_FTP": "ftp://127.0.0.1:1",
+    }
+    document = fill(read_document(str(path)), places)
     assert document["executors"]
     check_paths(document)
     assert "DEMO_" not in json.dumps(document)

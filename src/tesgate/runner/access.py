@@ -47,8 +47,8 @@ class Signed:
     """One HTTP request that may be sent as it stands; the body and ``content-length`` are the runner's own."""
 
     method: str
-    url: str
-    headers: Dict[str, str] = field(default_factory=dict)
+    url: str = field(repr=False)
+    headers: Dict[str, str] = field(default_factory=dict, repr=False)
     """To be sent exactly so. A ``range`` header may be added to a GET."""
     expires_in: float = 0.0
     """Seconds for which the server takes it, counted from before the question was sent."""
@@ -68,9 +68,9 @@ class Found:
     """Of the whole object, by the store's name of the algorithm (``crc32``, ``crc32c``, ``crc64nvme``, ``sha1``,
     ``sha256``, ``md5``): base64. A composite one (of parts) is not listed."""
     get: Optional[Signed] = None
-    moved_to: Optional[str] = None
+    moved_to: Optional[str] = field(default=None, repr=False)
     """A URL of a kind that runners serve (a DRS object's access URL)."""
-    headers: Dict[str, str] = field(default_factory=dict)
+    headers: Dict[str, str] = field(default_factory=dict, repr=False)
     """For `moved_to` over http(s): sent to its own host only, kept in memory only."""
     fault: Optional[Fault] = None
 
@@ -155,8 +155,8 @@ class Login:
 
     url: str
     user: Optional[str] = None
-    password: Optional[str] = None
-    headers: Dict[str, str] = field(default_factory=dict)
+    password: Optional[str] = field(default=None, repr=False)
+    headers: Dict[str, str] = field(default_factory=dict, repr=False)
     """For http(s): to be sent to this URL's own origin only, never after a redirect to another."""
     options: Dict[str, str] = field(default_factory=dict)
     """What the kind of server needs besides, such as ``tls``: documented where it is read."""

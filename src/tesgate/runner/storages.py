@@ -11,10 +11,14 @@ from .report import AttemptRef
 from .transfer.base import Storage
 from .transfer.connect import HttpSettings
 from .transfer.logins import WebLogins
+from .transfer.policy import AddressPolicy
 from .transfer.s3 import ObjectStorage
 from .transfer.threads import Stop
 
 __all__ = ["headers_of", "storages_of"]
+
+_TRIES = 8
+"""Failures in a row of one request to an object store, which says SlowDown for minutes when it is busy."""
 
 _TRIES = 8
 """Failures in a row of one request to an object store, which says SlowDown for minutes when it is busy."""
@@ -24,7 +28,8 @@ def storages_of(plan: Plan, client: GatewayClient) -> List[Storage]:
     """Make them for one attempt; they ask `client` for what they may not keep (`access`)."""
     ask = partial(client.access, AttemptRef(task=plan.task, attempt=plan.attempt), plan.token)
     settings = HttpSettings(ca_file=client.ca_file, tries=_TRIES)
-    return [ObjectStorage(ask=ask, settings=settings, inputs=plan.inputs)]
+    policy = AddressPolicy(plan.url_policy)
+    return [ObjectStorage(ask=ask, settings=settings, inputs=plan.inputs, policy=policy)]
 
 
 def headers_of(plan: Plan, client: GatewayClient) -> Callable[[str, Stop], Dict[str, str]]:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
+from urllib.parse import unquote
 
 import anyio
 import anyio.to_thread
@@ -33,6 +34,7 @@ from tesgate.runner.access import (
     Upload,
 )
 from tesgate.services.drs import DrsAnswers
+from tesgate.services.named import NamedUrls, is_drs, urls_of
 from tesgate.storage.drs.names import below as drs_below
 from tesgate.storage.s3 import objects
 from tesgate.storage.s3.endpoints import Endpoints
@@ -54,8 +56,8 @@ AT_ONCE = 16
 """Requests to stores that one message has under way."""
 MOST = 1000
 """Questions of one kind in one message."""
-MARGIN = 1.0
-"""Seconds by which a presigned PUT ends before the publish lease that it is made under."""
+MARGIN = 3.0
+"""Seconds by which a presigned PUT ends before the publish lease that it is made under: clocks may differ by two."""
 KNOWN = 512
 """Tasks whose URLs are remembered."""
 
@@ -69,28 +71,13 @@ class Logins(Protocol):
 
 
 @dataclass(slots=True)
-class _Urls:
-    """What a task names, decoded once."""
-
-    inputs: list[tuple[Location, bool]] = field(default_factory=list)
-    """With whether it is declared as a directory."""
-    outputs: list[Location] = field(default_factory=list)
-    words: set[str] = field(default_factory=set)
-    """URLs of all kinds, as the task has them."""
-    reads: set[str] = field(default_factory=set)
-    """Those of inputs."""
-    directories: dict[Location, bool] = field(default_factory=dict)
-    """Of FILE inputs that were asked for below: whether they are directories."""
-
-
-@dataclass(slots=True)
 class _Asker:
     """Who asks, for one message."""
 
     task_id: str
     number: int
     attempt: OpenAttempt
-    urls: _Urls
+    urls: NamedUrls
     began: float
 
     @property
@@ -128,7 +115,7 @@ class AccessService:
         self._drs = drs
         self._deadline = deadline
         self._logins = logins
-        self._known: OrderedDict[str, _Urls] = OrderedDict()
+        self._known: OrderedDict[str, NamedUrls] = OrderedDict()
 
     async def answer(self, task_id: str, number: int, request: AccessRequest) -> AccessAnswer:
         """Answer all questions of a message. Raises `Gone`, `BadRequest`."""
@@ -189,7 +176,7 @@ class AccessService:
         if attempt is None:
             raise Gone(f"attempt {number} of task {task_id} is over, or was never this runner's")
         if urls is None:
-            urls = self._known[task_id] = _urls_of(attempt.document or {})
+            urls = self._known[task_id] = urls_of(attempt.document or {})
             while len(self._known) > KNOWN:
                 self._known.popitem(last=False)
         self._known.move_to_end(task_id)
@@ -259,7 +246,7 @@ class AccessService:
         raise UrlRefused("is no input of this task; it lies below one that is a file")
 
     async def _look(self, asker: _Asker, url: str) -> Found:
-        if _is_drs(url):
+        if is_drs(url):
             self._check_drs(asker, url)
             return await self._drs.look(url, **self._for_drs(asker))
         store, at, directory = await self._readable(asker, url)
@@ -268,7 +255,7 @@ class AccessService:
         return found
 
     async def _page(self, asker: _Asker, question: ListQuestion) -> Page:
-        if _is_drs(question.url):
+        if is_drs(question.url):
             self._check_drs(asker, question.url)
             return await self._drs.page(question, **self._for_drs(asker))
         store, at, _ = await self._readable(asker, question.url)
@@ -276,7 +263,7 @@ class AccessService:
 
     def _check_drs(self, asker: _Asker, url: str) -> None:
         """Below a bundle lies what it holds; what a blob is, only its server knows."""
-        if not any(_is_drs(word) and drs_below(url, word) is not None for word in asker.urls.reads):
+        if not any(is_drs(word) and drs_below(url, word) is not None for word in asker.urls.reads):
             raise UrlRefused("is no input of this task")
 
     def _for_drs(self, asker: _Asker) -> dict[str, Any]:
@@ -409,8 +396,9 @@ class AccessService:
     # other servers
 
     async def _login(self, asker: _Asker, url: str) -> Login:
-        if url not in asker.urls.words and not any(
-            url.startswith(word.rstrip("/") + "/") and "/../" not in url + "/" for word in asker.urls.words
+        dotted = any(part in (".", "..") for part in unquote(url).split("/"))
+        if url not in asker.urls.words and (
+            dotted or not any(url.startswith(word.rstrip("/") + "/") for word in asker.urls.words)
         ):
             raise UrlRefused("is neither an input nor an output of this task")
         logins = self._logins
@@ -422,34 +410,6 @@ class AccessService:
         answer.signed = [signed for signed, _ in found]
         faults = [fault for _, fault in found]
         answer.faults = faults if any(faults) else []
-
-
-def _urls_of(document: dict[str, Any]) -> _Urls:
-    urls = _Urls()
-    for item in document.get("inputs") or []:
-        url = item.get("url") or ""
-        # Specification: content wins over url.
-        if not url or item.get("content") is not None:
-            continue
-        urls.words.add(url)
-        urls.reads.add(url)
-        try:
-            urls.inputs.append((parse(url), item.get("type") == "DIRECTORY"))
-        except UrlRefused:
-            continue
-    for item in document.get("outputs") or []:
-        url = item.get("url") or ""
-        urls.words.add(url)
-        try:
-            urls.outputs.append(parse(url))
-        except UrlRefused:
-            continue
-    urls.words.discard("")
-    return urls
-
-
-def _is_drs(url: str) -> bool:
-    return url[:6].lower() == "drs://"
 
 
 def _url(question: Any) -> str:

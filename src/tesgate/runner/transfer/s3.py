@@ -5,13 +5,13 @@ The runner has no credentials: the gateway looks, lists and presigns (`..access`
 
 from __future__ import annotations
 
-from typing import Callable, Optional, Sequence
+from typing import Optional, Sequence
 
-from ..access import Found
-from ..plan import Input, Output
+from ..plan import Input, Output, UrlPolicy
 from .base import Storage
 from .connect import HttpSettings
 from .faults import PathRefused, StagingError
+from .policy import AddressPolicy
 from .s3access import Access, Ask
 from .s3sink import ObjectSink, key_of
 from .s3source import ObjectSource
@@ -36,19 +36,21 @@ class ObjectStorage:
         ask: Ask,
         settings: HttpSettings,
         inputs: Sequence[Input] = (),
-        others: Callable[[Found], Optional[Storage]] = lambda found: None,
+        policy: Optional[AddressPolicy] = None,
+        others: Sequence[Storage] = (),
         width: int = WIDTH,
     ) -> None:
         """`ask`: the gateway's `access`. `inputs`: of the plan, to ask about many at once.
 
-        `others`: which storage serves `Found.moved_to` of a DRS object.
+        `policy`: of the web addresses that DRS leads to; `others`: what serves its other schemes.
         """
         self._access = Access(ask)
         self._settings = settings
         self._urls = [
             item.url for item in inputs if item.url and item.content is None and scheme(item.url) in self.schemes
         ]
-        self._others = others
+        self._policy = policy if policy is not None else AddressPolicy(UrlPolicy())
+        self._others = {name: storage for storage in others for name in storage.schemes}
         self._width = width
 
     def check_input(self, item: Input) -> None:
@@ -86,6 +88,7 @@ class ObjectStorage:
             settings=self._settings,
             urls=self._urls,
             others=self._others,
+            policy=self._policy,
             width=self._width,
         )
 

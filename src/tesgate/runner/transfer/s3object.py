@@ -20,7 +20,18 @@ from .s3sums import COMBINED, Combined, Sum, best_of, sum_of
 from .threads import Stop, parallel
 from .urls import redact
 
-__all__ = ["PASSING_STATUS", "Expired", "Fetcher", "Pauses", "Remote", "Trouble", "code_of", "refusal", "retry_after"]
+__all__ = [
+    "PASSING_STATUS",
+    "Expired",
+    "Fetcher",
+    "Pauses",
+    "Remote",
+    "Trouble",
+    "code_of",
+    "refusal",
+    "retry_after",
+    "verify",
+]
 
 RANGE = 16 << 20
 """Bytes of one request of a large object."""
@@ -340,6 +351,20 @@ class Fetcher:
             remote.size, remote.etag, remote.checksum = found.size, found.etag, found.checksum
             remote.get = presigned(found.get, asked)
             return remote.get
+
+
+def verify(shown: str, handle: int, found: Found, stop: Stop) -> None:
+    """Compare a file that came another way with what is known of the object. Raises `StagingError`."""
+    size = os.fstat(handle).st_size
+    if found.size is not None and size != found.size:
+        raise StagingError("input %s has %d bytes where %d were announced." % (shown, size, found.size), transient=True)
+    known = best_of(found.checksum)
+    if known is not None:
+        total = sum_of(known[0])
+        for data in _read(handle, size, stop):
+            total.update(data)
+        if total.base64() != known[1]:
+            raise StagingError("input %s does not match its checksum (%s)." % (shown, known[0]), transient=True)
 
 
 class _Wrong(Exception):

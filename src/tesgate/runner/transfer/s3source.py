@@ -9,16 +9,18 @@ from collections import OrderedDict
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from ..access import Fault, Found, ListQuestion, Page
 from ..plan import Input
 from .base import Source, Staging, Storage
 from .connect import HttpSettings
 from .faults import PathRefused, StagingError, os_fault
+from .http import Downloader
+from .policy import AddressPolicy
 from .s3access import Access, ahead, presigned
 from .s3http import Connections
-from .s3object import Fetcher, Remote, Renewer
+from .s3object import Fetcher, Remote, Renewer, verify
 from .scratch import Scratch
 from .threads import Stop, parallel
 from .urls import printable, redact, scheme
@@ -45,18 +47,22 @@ class ObjectSource(Renewer):
         stop: Stop,
         settings: HttpSettings,
         urls: Sequence[str],
-        others: Callable[[Found], Optional[Storage]],
+        others: Mapping[str, Storage],
+        policy: AddressPolicy,
         width: int,
     ) -> None:
-        """`urls`: what will be looked at, to ask for many at once. `others`: who serves where a DRS id leads.
+        """`urls`: what will be looked at, to ask for many at once. `width`: small objects of a directory at a time.
 
-        `width`: small objects of a directory at a time.
+        `others`: by scheme, what serves where a DRS id leads; `policy`: for those that lead to the web.
         """
         self._access = access
         self._scratch = scratch
         self._stop = stop
         self._width = width
         self._others = others
+        self._policy = policy
+        self._settings = settings
+        self._downloader: Optional[Downloader] = None
         self._sources: Dict[int, Source] = {}
         self._lock = threading.Lock()
         self._waiting: OrderedDict[str, None] = OrderedDict.fromkeys(urls)
@@ -68,6 +74,8 @@ class ObjectSource(Renewer):
 
     def close(self) -> None:
         self._connections.close()
+        if self._downloader is not None:
+            self._downloader.close()
         for source in self._sources.values():
             source.close()
 
@@ -76,7 +84,7 @@ class ObjectSource(Renewer):
     def look(self, item: Input, place: List[str], stop: Stop) -> Staging:
         """See `base.Source`; raises `StagingError` where there is no such object."""
         asked, found = self._look(item.url or "")
-        return self._staging(item, asked, found, place, 0)
+        return self._staging(item, asked, found, place)
 
     def _look(self, url: str) -> Tuple[float, Found]:
         """Ask about a URL and, in the same question, about others that will be looked at."""
@@ -93,11 +101,11 @@ class ObjectSource(Renewer):
                 self._looked[other] = (asked, each)
             return asked, found[0]
 
-    def _staging(self, item: Input, asked: float, found: Found, place: List[str], hops: int) -> Staging:
+    def _staging(self, item: Input, asked: float, found: Found, place: List[str]) -> Staging:
         if found.fault is not None:
             raise fault_of(found.fault)
         if found.kind == "elsewhere":
-            return self._elsewhere(item, found, place, hops)
+            return self._elsewhere(item, found, place)
         if found.kind == "directory" or item.type == "DIRECTORY":
             return Staging(calls=[partial(self._directory, item, place, found.kind)])
         remote = self._remote(asked, found)
@@ -114,13 +122,12 @@ class ObjectSource(Renewer):
                     self._unsigned[id(remote)] = remote
         return remote
 
-    def _elsewhere(self, item: Input, found: Found, place: List[str], hops: int) -> Staging:
+    def _elsewhere(self, item: Input, found: Found, place: List[str]) -> Staging:
         """Stage what a DRS id leads to in its place."""
         there = found.moved_to or ""
-        if scheme(there) == "s3" and hops < 3:
-            asked, next_one = self._look(there)
-            return self._staging(item, asked, next_one, place, hops + 1)
-        storage = self._others(found)
+        if scheme(there) in ("http", "https"):
+            return Staging(calls=[partial(self._download, item, found, place)])
+        storage = self._others.get(scheme(there) or "")
         if storage is None:
             raise StagingError(
                 "input %s leads to %s, which this runner does not serve; use another access method of the object."
@@ -132,7 +139,37 @@ class ObjectSource(Renewer):
             if id(storage) not in self._sources:
                 self._sources[id(storage)] = storage.source(self._scratch, self._stop)
             source = self._sources[id(storage)]
-        return source.look(moved, place, self._stop)
+
+        def all_calls(stop: Stop) -> List[str]:
+            staging = source.look(moved, place, stop)
+            notes = [note for call in staging.calls for note in call(stop)]
+            with self._scratch.directory(place[:-1]) as parent:
+                handle = os.open(place[-1], os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+            try:
+                verify(redact(item.url or ""), handle, found, stop)
+            finally:
+                os.close(handle)
+            return [*staging.notes, *notes]
+
+        return Staging(calls=[all_calls])
+
+    def _download(self, item: Input, found: Found, place: List[str], stop: Stop) -> List[str]:
+        shown = redact(item.url or "")
+        try:
+            with self._scratch.new_file(place, _mode(item)) as handle:
+                notes = self._web().download(found.moved_to or "", handle, found.headers)[1]
+                verify(shown, handle, found, self._stop)
+                return notes
+        except PathRefused as error:
+            raise StagingError("input %s %s." % (shown, error.why)) from None
+        except OSError as error:
+            raise os_fault(error, "input %s could not be written" % shown) from error
+
+    def _web(self) -> Downloader:
+        with self._lock:
+            if self._downloader is None:
+                self._downloader = Downloader(policy=self._policy, settings=self._settings, stop=self._stop)
+            return self._downloader
 
     def renew(self, remote: Remote, stop: Stop) -> Found:
         """See `Renewer`; asks for those that come next in the same question."""
@@ -229,7 +266,7 @@ class ObjectSource(Renewer):
 
     def _moved(self, item: Input, found: Found, parts: List[str], listed: _Listed) -> None:
         one = replace(item, type="FILE", url=found.url)
-        staging = self._elsewhere(one, found, parts, 0)
+        staging = self._elsewhere(one, found, parts)
         for call in staging.calls:
             listed.notes.extend(call(self._stop))
         listed.notes.extend(staging.notes)

@@ -13,7 +13,7 @@ __all__ = ["is_local", "is_web", "join", "local_path", "parted", "printable", "r
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.\-]*):")
 _ADVICE = "use a file:// URL (or a plain path) inside one of the agent's roots, or an http(s):// URL"
-_OBJECTS = "use a file:// path inside one of the agent's roots, or a presigned https:// URL for an input"
+_OBJECTS = "copy it to a store that speaks S3 (s3://), or use a presigned https:// URL for an input"
 _UNSUPPORTED = {
     "s3": "s3:// is not served by this runner; " + _OBJECTS,
     "gs": "gs:// (Google Cloud Storage) is not served by this runner; " + _OBJECTS,
