@@ -22,7 +22,7 @@ from tesgate.config import FileRoot, Settings
 from tesgate.model.intake import IntakeRules
 from tesgate.services.agents import Agents
 from tesgate.services.tasks import Tasks
-from tesgate.storage.workspace import Workspace
+from tesgate.storage.workspace import FileWorkspace, Workspace
 from tesgate.store.database import Database
 from tesgate.store.tasks import TaskStore
 from tesgate.store.wakes import Wakes
@@ -58,7 +58,7 @@ def make_context(directory: Path, database: Database | None = None, **changes: A
     context = Context(
         settings=settings,
         authenticator=Authenticator(mode="none"),
-        workspace=Workspace(directory, max_bytes=1 << 20),
+        workspace=FileWorkspace(directory, max_bytes=1 << 20),
     )
     if database is not None:
         use_database(context, database)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tesgate.errors import NotFound
-from tesgate.storage.workspace import OffsetGap, Workspace
+from tesgate.storage.workspace import FileWorkspace, OffsetGap
 from tests.api.conftest import TES, task
 
 
@@ -57,7 +57,7 @@ TASK = "01h00000000000000000000000"
 
 
 async def test_the_workspace_repeats_and_refuses_holes(tmp_path) -> None:
-    space = Workspace(tmp_path, max_bytes=20)
+    space = FileWorkspace(tmp_path, max_bytes=20)
     for _ in range(2):
         assert await space.write_at(TASK, 1, 0, "stderr", 0, b"hello ") == 6
     assert await space.write_at(TASK, 1, 0, "stderr", 6, b"world") == 11
@@ -80,7 +80,7 @@ async def test_the_workspace_repeats_and_refuses_holes(tmp_path) -> None:
 
 
 async def test_the_workspace_goes_nowhere_else(tmp_path) -> None:
-    space = Workspace(tmp_path / "root")
+    space = FileWorkspace(tmp_path / "root")
     (tmp_path / "root" / "logs" / TASK / "1").mkdir(parents=True)
     (tmp_path / "root" / "logs" / TASK / "1" / "0.stdout").symlink_to(tmp_path / "secret")
     (tmp_path / "secret").write_text("s")

@@ -10,7 +10,7 @@ import pytest
 from tesgate.control.held import Trust
 from tesgate.control.janitor import Janitor, LogKeeper
 from tesgate.errors import NotFound, TaskNotFound
-from tesgate.storage.workspace import Workspace
+from tesgate.storage.workspace import FileWorkspace, Workspace
 from tesgate.store.database import Database
 from tesgate.store.partitions import PartitionStore
 from tesgate.store.tokens import TokenStore
@@ -52,7 +52,7 @@ async def has_log(workspace: Workspace, task_id: str) -> bool:
 
 
 async def test_old_tasks_go_with_their_logs_and_others_stay(database: Database, tmp_path: Path) -> None:
-    rows, workspace = await Rows.made(database), Workspace(tmp_path)
+    rows, workspace = await Rows.made(database), FileWorkspace(tmp_path)
     old, young, open_task = (
         await ended(rows, workspace, days_ago=11),
         await ended(rows, workspace, days_ago=9),
@@ -70,7 +70,7 @@ async def test_old_tasks_go_with_their_logs_and_others_stay(database: Database, 
 
 
 async def test_logs_go_before_their_rows_do_and_orphans_go_too(database: Database, tmp_path: Path) -> None:
-    rows, workspace = await Rows.made(database), Workspace(tmp_path)
+    rows, workspace = await Rows.made(database), FileWorkspace(tmp_path)
     old, young = await ended(rows, workspace, days_ago=4), await ended(rows, workspace, days_ago=2)
     orphan = rows.ids()
     await workspace.write_at(orphan, 1, 0, "stdout", 0, b"said")
@@ -95,7 +95,7 @@ async def test_tokens_and_replicas_that_are_long_gone_go(database: Database, tmp
     )
     await rows.replicas.enter("gone", host="there", roles=["api"])
     await database.execute("UPDATE replica SET seen_at = now() - interval '8 days' WHERE id = 'gone'")
-    await janitor_of(rows, Workspace(tmp_path), keep=DAY).once()
+    await janitor_of(rows, FileWorkspace(tmp_path), keep=DAY).once()
     assert [row["name"] for row in await tokens.list()] == ["valid", "revoked"]
     assert [row["id"] for row in await database.fetch("SELECT id FROM replica")] == ["r1"]
 
@@ -103,7 +103,7 @@ async def test_tokens_and_replicas_that_are_long_gone_go(database: Database, tmp
 async def test_partitions_that_cannot_be_cut_stop_no_retention(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows, workspace = await Rows.made(database), Workspace(tmp_path)
+    rows, workspace = await Rows.made(database), FileWorkspace(tmp_path)
     old = await ended(rows, workspace, days_ago=11)
 
     async def cut(self: PartitionStore) -> None:

@@ -42,6 +42,8 @@ class Web:
     def __init__(self) -> None:
         self.bodies: dict[str, bytes] = {}
         self.held: set[str] = set()
+        self.asked: list[str | None] = []
+        """The authorization of each request."""
         self.let_go = threading.Event()
         self.halfway = threading.Event()
         web = self
@@ -62,6 +64,7 @@ class Web:
         return f"http://{self.address}{path}"
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
+        self.asked.append(request.headers.get("Authorization"))
         body = self.bodies.get(request.path)
         if body is None:
             request.send_error(404)

@@ -85,6 +85,8 @@ class Gateway:
         for name, value in {**SETTINGS, "RUNTIME__DOCKER_SOCKET": socket, **settings}.items():
             environment["TESGATE_" + name] = value
         self.environment = {**environment, "E2E_CRASH": str(self.crash), "PYTHONPATH": str(CRASHING)}
+        self.root_words = ""
+        """What follows the path of the file root, such as ``:mount``."""
         self.wrapper: list[str] = []
         """Words before the command, such as ``ip netns exec NAME``."""
 
@@ -95,7 +97,7 @@ class Gateway:
         out = self.log_path.with_suffix(".out")
         command = [*self.before, sys.executable, "-m", "tesgate.cli", "serve"]
         command += ["--port", str(self.port), "--runtime", self.runtime]
-        command += ["--data-dir", str(self.data), "--file-root", str(self.files)]
+        command += ["--data-dir", str(self.data), "--file-root", str(self.files) + self.root_words]
         command = [*self.wrapper, *command]
         with out.open("wb") as stdout, self.log_path.open("ab") as stderr:
             self.process = subprocess.Popen(

@@ -872,3 +872,22 @@ def test_own(step: Step, capabilities: str) -> None:
     assert (step.home / "single").stat().st_gid == 54321
     assert {path.lstat().st_uid for path in (outside, outside / "file", outside / "folder")} == {0}
     subprocess.run(["rm", "-rf", str(tree)], check=True)  # Python's own removal recurses
+
+
+def test_a_mount_of_something_else_is_not_entered(step: Step) -> None:
+    (step.home / "there").mkdir()
+    info = (step.home / "there").stat()
+    for number, spec in (
+        (errno.ESTALE, f"{info.st_dev}:{info.st_ino + 1}"),
+        (errno.ESTALE, f"{info.st_dev + 1}:{info.st_ino}"),
+    ):
+        good = ("--bound", f"{info.st_dev}:{info.st_ino}:{step.home}/there")
+        done = step.run("touch", f"{step.home}/began", options=(*good, "--bound", f"{spec}:{step.home}/there"))
+        assert done.returncode == 125
+        result = step.result()
+        assert (result["error"], result["errno"], result["exit_code"]) == ("bind", number, None)
+        assert not (step.home / "began").exists()
+        shutil.rmtree(step.control)
+        step.control.mkdir()
+    assert step.run("touch", f"{step.home}/began", options=good).returncode == 0
+    assert (step.home / "began").exists()

@@ -83,6 +83,13 @@ ROWS = [
     ),
     ("no process to be had", Ending(Result(error="fork", errno=errno.EAGAIN)), FAILED, None, "refused a process"),
     (
+        "something else is mounted",
+        Ending(Result(error="bind", errno=errno.ESTALE)),
+        FAILED,
+        None,
+        "was replaced in this moment",
+    ),
+    (
         "no result",
         Ending(cause="its container is gone"),
         FAILED,

@@ -15,7 +15,7 @@ import pytest_asyncio
 from tesgate.control.janitor import LogKeeper
 from tesgate.errors import TaskNotFound
 from tesgate.model.ids import TaskIds, id_time, ids_from
-from tesgate.storage.workspace import Workspace
+from tesgate.storage.workspace import FileWorkspace
 from tesgate.store.database import Database
 from tesgate.store.migrations import migrate
 from tesgate.store.partitions import TABLES, PartitionStore
@@ -157,7 +157,7 @@ async def test_writers_are_never_in_the_way_for_long(fresh: Database) -> None:
 
 
 async def test_a_partition_goes_when_all_its_tasks_ended_long_ago(fresh: Database, tmp_path: Path) -> None:
-    rows, workspace = await Rows.made(fresh), Workspace(tmp_path)
+    rows, workspace = await Rows.made(fresh), FileWorkspace(tmp_path)
     now = await now_of(fresh)
     store = PartitionStore(database=fresh, width=10 * DAY)
     await store.cut(now=now - 100 * DAY_MS)
@@ -191,7 +191,7 @@ async def test_a_partition_goes_when_all_its_tasks_ended_long_ago(fresh: Databas
 async def test_an_open_task_holds_its_partition_and_the_rest_of_it_goes_row_by_row(
     fresh: Database, tmp_path: Path
 ) -> None:
-    rows, workspace = await Rows.made(fresh), Workspace(tmp_path)
+    rows, workspace = await Rows.made(fresh), FileWorkspace(tmp_path)
     now = await now_of(fresh)
     store = PartitionStore(database=fresh, width=10 * DAY)
     await store.cut(now=now - 100 * DAY_MS)
@@ -218,7 +218,7 @@ async def test_an_open_task_holds_its_partition_and_the_rest_of_it_goes_row_by_r
 
 
 async def test_tasks_that_are_kept_for_less_than_a_partition_go_row_by_row(fresh: Database, tmp_path: Path) -> None:
-    rows, workspace = await Rows.made(fresh), Workspace(tmp_path)
+    rows, workspace = await Rows.made(fresh), FileWorkspace(tmp_path)
     task_id = await rows.submit()
     await end(rows, task_id, days_ago=4)
     await janitor_of(rows, workspace, keep=3 * DAY, width=30 * DAY).once()

@@ -278,7 +278,7 @@ def test_check_before_anything_runs(bed: Bed) -> None:
     for url, match in (
         (f"{bed.outside}/x", "outside"),
         (f"{bed.sibling}/x", "read-only"),
-        ("https://h/x", "for outputs"),
+        ("https:///x", "names no host"),
         (f"{bed.root}/../x", r"\.\."),
     ):
         with pytest.raises(StagingError, match=match):

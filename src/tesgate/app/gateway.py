@@ -12,6 +12,7 @@ import anyio
 from tesgate.app.database import Opened, open_database
 from tesgate.app.gates import AgentGate
 from tesgate.app.places import DataDir
+from tesgate.app.workspace import open_workspace
 from tesgate.auth.attempt_tokens import AttemptTokens
 from tesgate.auth.authenticator import Authenticator
 from tesgate.auth.tokens import TokensFile, hash_token, make_token
@@ -30,9 +31,10 @@ from tesgate.control.watchers import SilenceWatcher, watch_backend
 from tesgate.errors import Gone, Unavailable
 from tesgate.metrics import Metrics, Sample
 from tesgate.model.intake import IntakeRules
-from tesgate.model.planning import GB, Need, PlanSettings, build_plan
+from tesgate.model.planning import GB, Need, PlanSettings, build_plan, origin
 from tesgate.model.pools import PoolRule
 from tesgate.model.retries import Retries
+from tesgate.model.roots import KnownRoot
 from tesgate.model.wishes import BACKEND_PARAMETERS
 from tesgate.runner.plan import Keep, Plan, RunAs, UrlPolicy
 from tesgate.services.access import AccessService
@@ -80,7 +82,7 @@ class Gateway:
         self.metrics = Metrics()
         self.backend_parameters: Sequence[str] = BACKEND_PARAMETERS
         self._pools = [PoolRule(pool.name, frozenset(pool.callers), frozenset(pool.groups)) for pool in settings.pools]
-        self.workspace = Workspace(place.logs, max_bytes=settings.logs.max_bytes)
+        self.workspace: Workspace = open_workspace(settings, place)
         self._opened = opened
         self._database = opened.database
         self._attempt_tokens = AttemptTokens(key=opened.key)
@@ -165,6 +167,7 @@ class Gateway:
                 yield gateway
             finally:
                 await gateway._endpoints.close()
+                await gateway.workspace.aclose()
                 await gateway._drs.close()
 
     # for the internal routes
@@ -262,8 +265,14 @@ class Gateway:
         supervisor.add("observer", lambda: self._repeat("observer", observer.once, timedelta(seconds=5)))
         supervisor.add("loop-lag", observer.watch_lag)
         days = settings.retention.log_days
+        interval = timedelta(seconds=control.janitor_interval)
         log_keeper = LogKeeper(
-            tasks=self._task_store, logs=self.workspace, keep=None if days is None else timedelta(days=days)
+            tasks=self._task_store,
+            logs=self.workspace,
+            keep=None if days is None else timedelta(days=days),
+            is_ours=None
+            if settings.workspace is None
+            else lambda: self._replicas.hold_singleton(self.holder, LogKeeper.NAME, interval * 3),
         )
         supervisor.add(
             "log-keeper",
@@ -299,7 +308,8 @@ class Gateway:
             trust=self._trust,
             assigned=assigned,
             prefix=f"tg-{self.deployment}-",
-            known_roots=[(str(root.path), root.writable) for root in settings.file_roots],
+            known_roots=[(root.path, root.writable) for root in self._plan_settings.roots],
+            mount_roots=self._plan_settings.roots if any(root.mounted for root in self._plan_settings.roots) else (),
             pool=settings.agent.pool,
             rules=self._pools,
             # Everybody is one user there: it is for a single caller.
@@ -428,6 +438,8 @@ def _plan_settings(settings: Settings, deployment: str) -> PlanSettings:
         grace=settings.control.cancel_grace,
         tail_bytes=settings.logs.tail_bytes,
         log_bytes=settings.logs.max_bytes,
+        logins=frozenset(filter(None, (origin(credential.prefix) for credential in settings.credentials))),
+        roots=tuple(KnownRoot(str(root.path), root.writable, root.mode == "mount") for root in settings.file_roots),
         home=runtime.home,
         shm_bytes=None if runtime.shm_gb is None else round(runtime.shm_gb * GB),
         labels=runtime.labels,

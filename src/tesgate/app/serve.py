@@ -225,10 +225,23 @@ def _agent(gateway: Gateway, url: str) -> LocalAgent:
     for zone in agent.zones:
         command += ["--zone", zone]
     for root in settings.file_roots:
-        command += ["--root", f"{root.name}={root.path}" + ("" if root.writable else ":ro")]
+        mode = ":mount" if root.mode == "mount" else ""
+        command += ["--root", f"{root.name}={root.path}" + ("" if root.writable else ":ro") + mode]
         if root.volume is not None:
             command += ["--root-volume", f"{root.name}={root.volume}"]
     for name, word in agent.labels.items():
         command += ["--label", f"{name}={word}"]
     identity = hashlib.sha256("\0".join([__version__, *command]).encode()).hexdigest()
-    return LocalAgent(command=command, identity=identity, record=place.path / "agent.json", log_file=place.agent_log)
+    return LocalAgent(
+        command=command,
+        identity=identity,
+        record=place.path / "agent.json",
+        log_file=place.agent_log,
+        hidden=_named_secrets(settings),
+    )
+
+
+def _named_secrets(settings: Settings) -> list[str]:
+    """Variables that the settings name as places of secrets."""
+    words = [word for endpoint in settings.s3.endpoints for word in endpoint.model_dump().values()]
+    return [word.removeprefix("env:") for word in words if isinstance(word, str) and word.startswith("env:")]

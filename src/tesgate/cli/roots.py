@@ -1,4 +1,4 @@
-"""Reads ``--file-root [NAME=]PATH[:ro]``."""
+"""Reads ``--file-root [NAME=]PATH[:ro][:mount]``."""
 
 from __future__ import annotations
 
@@ -22,11 +22,13 @@ def file_roots(words: Sequence[str]) -> list[dict[str, Any]]:
         name, sign, rest = word.partition("=")
         if not (sign and _NAME.fullmatch(name)):
             name, rest = "", word
-        path = rest.removesuffix(":ro").removesuffix(":rw")
+        path = rest.removesuffix(":mount")
+        mode = "copy" if path == rest else "mount"
+        rest, path = path, path.removesuffix(":ro").removesuffix(":rw")
         if not path or not os.path.isdir(path):
             raise Failure(f"--file-root {word}: {path!r} is not a directory here; make it, or correct the path.")
         name = name or _name_of(path, {root["name"] for root in roots})
-        roots.append({"name": name, "path": os.path.abspath(path), "writable": not rest.endswith(":ro")})
+        roots.append({"name": name, "path": os.path.abspath(path), "writable": not rest.endswith(":ro"), "mode": mode})
     return roots
 
 

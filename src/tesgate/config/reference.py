@@ -69,9 +69,9 @@ def reference_page() -> str:
             top.append(_row("", name, info, Settings))
     head = ["", "## Top level", "", *_HEADER, *top]
     roots = ["", "### file_roots", "", FileRoot.__doc__ or "", "", *_table("file_roots[]", FileRoot)]
+    roots += ["", "### credentials", "", Credential.__doc__ or "", "", *_table("credentials[]", Credential)]
     roots += ["", "### pools", "", AgentPool.__doc__ or "", "", *_table("pools[]", AgentPool)]
-    logins = ["", "### credentials", "", Credential.__doc__ or "", "", *_table("credentials[]", Credential)]
-    return "\n".join([_HEAD.rstrip(), *head, *roots, *logins, *groups]) + "\n"
+    return "\n".join([_HEAD.rstrip(), *head, *roots, *groups]) + "\n"
 
 
 _HEADER = ["| setting | default | meaning | variable, option |", "|---|---|---|---|"]

@@ -106,6 +106,12 @@ class Settings(BaseSettings):
         description="What this replica does: answer requests, follow tasks, or both.",
         json_schema_extra={"flag": "--roles"},
     )
+    workspace: str | None = Field(
+        default=None,
+        pattern=r"^s3://[a-z0-9][a-z0-9.-]{1,62}(/[A-Za-z0-9._/-]*)?$",
+        description="Where whole logs are kept: `s3://bucket/prefix` on the first of `s3.endpoints` that serves it, "
+        "for all replicas together; null: in the data directory, each replica for itself.",
+    )
     file_roots: list[FileRoot] = Field(default=[], description="Local directories that tasks may use.")
     pools: list[AgentPool] = Field(
         default=[],
@@ -206,6 +212,8 @@ class Settings(BaseSettings):
                     f"s3.endpoints.{endpoint.name}.access: say who may read and write what; everybody would use the "
                     "gateway's account"
                 )
+        if self.workspace is not None and not any("s3" in endpoint.schemes for endpoint in endpoints):
+            lines.append("workspace: needs an endpoint in s3.endpoints that serves its bucket; add one")
         return lines
 
     def _tls_fault(self) -> str | None:

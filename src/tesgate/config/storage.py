@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, field_validator
 
@@ -17,6 +18,12 @@ class FileRoot(Group):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$", description="Name by which agents say that they have it.")
     path: Path = Field(description="Absolute path, the same on the gateway and on its agents.")
     writable: bool = Field(default=True, description="Outputs may be stored below it.")
+    mode: Literal["copy", "mount"] = Field(
+        default="copy",
+        description="`copy`: tasks get copies, and outputs appear when they are whole. `mount`: for sites whose "
+        "clients share the directory with the agents; inputs and DIRECTORY outputs below it are mounted as they are, "
+        "writable where the root is: what a task writes is seen at once, also if it fails (docs/security.md).",
+    )
 
     volume: str | None = Field(
         default=None,

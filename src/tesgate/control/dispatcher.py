@@ -12,6 +12,7 @@ from tesgate.control.held import Trust
 from tesgate.model.placement import Placement, Reservation, place
 from tesgate.model.pools import PoolRule, known_pools
 from tesgate.model.room import AgentRoom, Candidate
+from tesgate.model.roots import KnownRoot
 from tesgate.model.wishes import Seen
 from tesgate.store.agents import AgentStore
 from tesgate.store.attempts import Assigned, AttemptStore
@@ -41,6 +42,7 @@ class Dispatcher:
         prefix: str,
         known_roots: Sequence[tuple[str, bool]],
         pool: str,
+        mount_roots: Sequence[KnownRoot] = (),
         rules: Sequence[PoolRule] = (),
         hint: Callable[[], str] = lambda: "",
         refused_runtimes: Collection[str] = (),
@@ -59,6 +61,7 @@ class Dispatcher:
         self._assigned = assigned
         self._prefix = prefix
         self._known_roots = known_roots
+        self._mount_roots = mount_roots
         self._pool = pool
         self._rules = rules
         self._hint = hint
@@ -171,6 +174,7 @@ class Dispatcher:
             rooms,
             reserve_after=self._reserve_after,
             known_roots=known_roots,
+            mount_roots=self._mount_roots,
             hint=self._hint(),
             refused_runtimes=self._refused_runtimes,
             reserved={task_id: one for task_id, (one, _) in self._reserved.items()},

@@ -1,7 +1,8 @@
-"""Retention: rows by one replica at a time, logs by each replica for its own workspace."""
+"""Retention: rows by one replica at a time, logs by each for its own workspace, or by one for that of all."""
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Protocol
 
@@ -28,6 +29,10 @@ class Logs(Protocol):
 
     async def remove(self, task_id: str) -> None:
         """Remove all of a task's files; gone is success."""
+        ...
+
+    async def settle(self, task_id: str) -> None:
+        """Give what has not been written to for long its final form."""
         ...
 
 
@@ -91,11 +96,21 @@ class Janitor:
 
 
 class LogKeeper:
-    """Removes logs of this replica's workspace that are past their time, or whose task has no row any more."""
+    """Removes logs of a workspace that are past their time, or whose task has no row any more."""
 
+    NAME = "log-keeper"
     BATCH = 500
 
-    def __init__(self, *, tasks: TaskStore, logs: Logs, keep: timedelta | None) -> None:
+    def __init__(
+        self,
+        *,
+        tasks: TaskStore,
+        logs: Logs,
+        keep: timedelta | None,
+        is_ours: Callable[[], Awaitable[bool]] | None = None,
+    ) -> None:
+        """`is_ours`: for a workspace that replicas share, whether this one sees to it in this round."""
+        self._is_ours = is_ours
         self._tasks = tasks
         self._logs = logs
         self._keep = keep
@@ -103,10 +118,15 @@ class LogKeeper:
 
     async def once(self) -> bool:
         """Look at one batch; True: there is more, until the end of the directory is reached."""
+        if self._is_ours is not None and not await self._is_ours():
+            self._after = ""
+            return False
         found = await self._logs.tasks(after=self._after, limit=self.BATCH)
         kept = await self._tasks.keeping_logs(found, self._keep) if found else set()
         for task_id in found:
             if task_id not in kept:
                 await self._logs.remove(task_id)
+            else:
+                await self._logs.settle(task_id)
         self._after = found[-1] if len(found) == self.BATCH else ""
         return bool(self._after)

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,21 @@ SOON = 5.0
 """An agent that ended within so many seconds of its start is started again more and more slowly."""
 LONGEST_PAUSE = 30.0
 REPLACE_SECONDS = 20.0
+_OURS = ("TESGATE_", "AWS_", "PG")
+"""How names of variables begin that hold the gateway's settings and credentials."""
 
 
 class LocalAgent:
     """Keeps one agent running in its own session, so that neither Ctrl-C nor our death ends it."""
 
-    def __init__(self, *, command: Sequence[str], identity: str, record: Path, log_file: Path) -> None:
-        """`identity` changes whenever a living agent should be replaced (program version, options)."""
+    def __init__(
+        self, *, command: Sequence[str], identity: str, record: Path, log_file: Path, hidden: Collection[str] = ()
+    ) -> None:
+        """`identity` changes whenever a living agent should be replaced (program version, options).
+
+        `hidden`: environment variables with secrets, besides those that are known to be the gateway's own.
+        """
+        self._hidden = frozenset(hidden)
         self._command = list(command)
         self._identity = identity
         self._record = record
@@ -84,6 +92,7 @@ class LocalAgent:
                 stderr=output,
                 start_new_session=True,
                 cwd="/",
+                env={name: value for name, value in os.environ.items() if not self._is_ours(name)},
             )
         self._started_at = time.monotonic()
         pid = self._child.pid
@@ -92,6 +101,10 @@ class LocalAgent:
         fresh.write_text(content, "utf-8")
         fresh.replace(self._record)
         log.info("agent started", process=pid)
+
+    def _is_ours(self, name: str) -> bool:
+        """Settings and credentials of the gateway: nothing for a process beside which other people's commands run."""
+        return name.startswith(_OURS) or name in self._hidden
 
     def _known(self) -> dict[str, Any] | None:
         """The recorded agent, if that very process lives."""

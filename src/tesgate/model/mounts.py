@@ -8,14 +8,15 @@ the task may write, ``ro/ref/a.fa`` is ``/ref/a.fa`` where it may not. The rules
    lies, and always ``/tmp``. A workdir that holds nothing of the task is left to the image (``/app`` with the program
    in it must stay visible); exec makes it where the image lacks it.
 2. A directory that the image has and needs is never mounted over. Outputs there are `Collect` entries, copied out of
-   the container after each executor; a volume there is a `MountError`. How deep a path must lie: `_mountable`.
+   the container after each executor; a volume there is a `MountError`. How deep a path must lie: `mountable`.
 3. An input that is an ancestor of anything writable is writable itself, and so is the parent of more than
    `MANY_INPUTS` files (one mount instead of hundreds).
 4. Writable directories inside one another are one mount, the outermost; the inner ones are ``directories``.
 5. Inputs below a writable mount are private copies in ``rw/``; all others are read-only binds out of ``ro/``, nested
    ones inside the outermost. A file in an image's directory that is input and output is a writable bind of the file.
 
-So no mount lies inside another, none hides another, and nothing that the task can write to may be a hard link.
+So no mount lies inside another, none hides another, and nothing that the task can write to may be a hard link. Only
+what roots of mode ``mount`` hold may lie inside another mount (`tesgate.model.live`).
 """
 
 from __future__ import annotations
@@ -25,23 +26,30 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from tesgate.runner.plan import Collect, Mount
 
 __all__ = [
     "MANY_INPUTS",
+    "Live",
     "MountError",
     "MountTable",
     "Place",
     "check_paths",
+    "fixed_directory",
     "has_wildcards",
     "mount_table",
+    "mountable",
     "normal_path",
+    "written_paths",
 ]
 
 MANY_INPUTS = 200
 """From more input files than this in one directory, the directory is mounted and not each file."""
+
+_NOTHING: Mapping[str, Live] = MappingProxyType({})
 
 _KERNEL = frozenset({"proc", "sys", "dev"})
 """Made by the engine for each container: nothing is put there and nothing is kept from there."""
@@ -86,9 +94,19 @@ class Place(NamedTuple):
     """Where one input is staged."""
 
     place: str
-    """Below the attempt's scratch directory."""
+    """Below the attempt's scratch directory; ``live/…`` where it is mounted as it is and nothing is staged."""
     writable: bool
     """The task can write to it: what is staged must be a private copy."""
+
+
+class Live(NamedTuple):
+    """A place of a file root that a container sees itself (`tesgate.model.live` says which)."""
+
+    host: str
+    writable: bool
+    directory: bool
+    make: bool = False
+    """The directory of an output: made where it is missing."""
 
 
 @dataclass(frozen=True)
@@ -156,15 +174,24 @@ def _is_free(document: Mapping[str, Any]) -> bool:
     return True
 
 
-def mount_table(document: Mapping[str, Any]) -> MountTable:
+def written_paths(document: Mapping[str, Any]) -> set[str]:
+    """Every container path that the task says it writes to. Raises `MountError`."""
+    return _Wanted.of(document, _inputs(document)).paths
+
+
+def mount_table(document: Mapping[str, Any], live: Mapping[str, Live] = _NOTHING) -> MountTable:
     """Compute the mounts of a TES task document (``inputs``, ``outputs``, ``volumes``, ``executors``).
 
+    `live`: what is mounted as it is. Such a mount may lie inside another one; nothing of the task is put into it.
     Raises `MountError`.
     """
     inputs = _inputs(document)
     wanted = _Wanted.of(document, inputs)
+    if live:
+        wanted = wanted.outside(live)
+        inputs = {path: kind for path, kind in inputs.items() if not _below(path, live)}
     writable = _outermost(wanted.writable | _widened(inputs, wanted))
-    collected = _collected(wanted, inputs, writable)
+    collected = _collected(wanted, inputs, writable | live.keys())
     # A file in a directory of the image that is both input and output: one writable bind, nothing to collect.
     in_place = collected & inputs.keys()
     read_only = _outermost(path for path in inputs if path not in in_place and not _below(path, writable))
@@ -177,9 +204,23 @@ def mount_table(document: Mapping[str, Any]) -> MountTable:
         Mount(source="ro" + path, target=path, read_only=True, directory=inputs[path] == "DIRECTORY")
         for path in sorted(read_only)
     ]
+    mounts += [
+        Mount(
+            source="live" + one.host,
+            target=path,
+            read_only=not one.writable,
+            directory=one.directory,
+            host=one.host,
+            make=one.make,
+        )
+        for path, one in sorted(live.items())
+    ]
     places = []
     for item in document.get("inputs") or []:
         path = normal_path(item.get("path"), "inputs")
+        if live and _below(path, live):
+            places.append(Place("live" + path, False))
+            continue
         free = path in in_place or _below(path, writable)
         places.append(Place(("rw" if free else "ro") + path, free))
     collect = [Collect(path=path, pattern=has_wildcards(path)) for path in sorted(collected - in_place)]
@@ -218,7 +259,7 @@ class _Wanted:
         # A FILE output that other paths of the task lie in is a directory (Nextflow), and can be mounted as one.
         holding = _with_ancestors(wanted.writable | volumes)
         for path in sorted(wanted.collected & holding):
-            if _mountable(path, named=True):
+            if mountable(path, named=True):
                 wanted.collected.discard(path)
                 wanted.mount(path)
         # What a directory that is collected whole holds is collected with it, not mounted into it.
@@ -229,18 +270,27 @@ class _Wanted:
         used = _with_ancestors([*inputs, *wanted.paths])
         for path in workdirs:
             wanted.directories.add(path)
-            if path in used and _mountable(path, named=False) and not _below(path, whole):
+            if path in used and mountable(path, named=False) and not _below(path, whole):
                 wanted.mount(path)
             elif _below(path, inputs.keys()):
                 wanted.paths.add(path)
         return wanted
+
+    def outside(self, live: Mapping[str, Live]) -> _Wanted:
+        """Without what lies in mounts that are no scratch of ours."""
+        return _Wanted(
+            *(
+                {path for path in some if not _below(path, live)}
+                for some in (self.writable, self.directories, self.paths, self.collected)
+            )
+        )
 
     @staticmethod
     def volumes(document: Mapping[str, Any]) -> set[str]:
         paths = set()
         for index, volume in enumerate(document.get("volumes") or []):
             path = normal_path(volume, f"volumes[{index}]")
-            if not _mountable(path, named=True):
+            if not mountable(path, named=True):
                 raise MountError(
                     f"volumes[{index}]: {path!r} belongs to the image, and a volume would hide what the image needs"
                     " there; choose a directory of its own, such as '/volume'"
@@ -256,7 +306,7 @@ class _Wanted:
     def either(self, directory: str, path: str, *, named: bool) -> None:
         """Mount `directory` where that hides nothing, else collect `path`."""
         self.paths.add(directory if has_wildcards(path) else path)
-        if _mountable(directory, named=named):
+        if mountable(directory, named=named):
             self.mount(directory)
         else:
             self.directories.add(directory)
@@ -272,9 +322,9 @@ class _Wanted:
         if path == "/":
             raise MountError(f"{where}: '/' is the whole container; name the directory that holds the results")
         if has_wildcards(path):
-            if _fixed(path) == "/" and ("**" in path or path.count("/") > 1):
+            if fixed_directory(path) == "/" and ("**" in path or path.count("/") > 1):
                 raise MountError(f"{where}: {path!r} would search the whole container; write below a directory")
-            self.either(_fixed(path), path, named=False)
+            self.either(fixed_directory(path), path, named=False)
         elif output.get("type") == "DIRECTORY":
             self.either(path, path, named=True)
         else:
@@ -293,7 +343,9 @@ def _collected(wanted: _Wanted, inputs: Mapping[str, str], writable: frozenset[s
         for mount in writable:
             if has_wildcards(path):
                 parts = path.split("/")
-                clash = all(map(fnmatchcase, mount.split("/"), parts)) and mount.count("/") >= _fixed(path).count("/")
+                clash = all(map(fnmatchcase, mount.split("/"), parts)) and mount.count("/") >= fixed_directory(
+                    path
+                ).count("/")
             else:
                 clash = _within(mount, path)
             if clash:
@@ -313,9 +365,9 @@ def _inputs(document: Mapping[str, Any]) -> dict[str, str]:
         kind = "DIRECTORY" if item.get("type") == "DIRECTORY" else "FILE"
         if path == "/" or _top(path) in _KERNEL:
             raise MountError(f"{where}: nothing can be put at {path!r}; choose a path such as '/in/data'")
-        if kind == "FILE" and (path in _SCRATCH or (path.count("/") == 1 and not _mountable(path, named=False))):
+        if kind == "FILE" and (path in _SCRATCH or (path.count("/") == 1 and not mountable(path, named=False))):
             raise MountError(f"{where}: {path!r} is a directory in every container; choose a path inside it")
-        if kind == "DIRECTORY" and not _mountable(path, named=True):
+        if kind == "DIRECTORY" and not mountable(path, named=True):
             raise MountError(
                 f"{where}: {path!r} belongs to the image, and the input would hide what the image needs"
                 " there; choose a directory of its own, such as '/in'"
@@ -333,7 +385,7 @@ def _source(item: Mapping[str, Any]) -> tuple[Any, Any, Any]:
 def _widened(inputs: Mapping[str, str], wanted: _Wanted) -> set[str]:
     """Inputs that must be writable because something writable lies in them, and crowded directories."""
     parents = Counter(_parent(path) for path, kind in inputs.items() if kind == "FILE")
-    crowded = {path for path, count in parents.items() if count > MANY_INPUTS and _mountable(path, named=False)}
+    crowded = {path for path, count in parents.items() if count > MANY_INPUTS and mountable(path, named=False)}
     above = _with_ancestors(_parent(path) for path in wanted.paths | wanted.writable | crowded)
     holding = _with_ancestors(_parent(path) for path in inputs)
     same = wanted.paths | wanted.writable
@@ -343,12 +395,12 @@ def _widened(inputs: Mapping[str, str], wanted: _Wanted) -> set[str]:
         if path in above or path in wanted.directories or (path in same and (kind == "DIRECTORY" or path in holding))
     }
     for path in sorted(wider | (inputs.keys() & holding)):
-        if not _mountable(path, named=True):
+        if not mountable(path, named=True):
             raise MountError(f"inputs: {path!r} belongs to the image, yet other paths of the task lie in it")
     return wider | crowded
 
 
-def _mountable(path: str, *, named: bool) -> bool:
+def mountable(path: str, *, named: bool) -> bool:
     """Whether a directory may be mounted over: it is not one that images have and need.
 
     ``/mnt`` and ``/media`` may: they exist to be mounted over, and small images lack them.
@@ -397,7 +449,7 @@ def _top(path: str) -> str:
     return path.split("/", 2)[1]
 
 
-def _fixed(pattern: str) -> str:
+def fixed_directory(pattern: str) -> str:
     """The deepest directory of a pattern that holds no wildcard."""
     parts = []
     for part in pattern.split("/")[1:-1]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from tesgate.model.room import AgentRoom, Candidate, Need
+from tesgate.model.roots import KnownRoot
 from tesgate.model.waiting import Able, Reasons
 
 __all__ = ["AgentRoom", "Candidate", "Need", "Pick", "Placement", "Reservation", "place"]
@@ -57,6 +58,7 @@ def place(
     *,
     reserve_after: float,
     known_roots: Sequence[tuple[str, bool]] = (),
+    mount_roots: Sequence[KnownRoot] = (),
     hint: str = "",
     refused_runtimes: Collection[str] = (),
     reserved: Mapping[str, Reservation] = MappingProxyType({}),
@@ -74,6 +76,7 @@ def place(
     `open_pools` are those of them that a task may use whose row says nothing of pools (None: all).
     `known_roots` are the file roots of the gateway's own configuration: a path outside of all of them and of all
     open agents' roots is refused, inside of them the task waits for an agent that has the root.
+    `mount_roots`: all roots of the configuration, where one of them is mounted.
     `hint` says why this host has no agent, where that is known. `refused_runtimes` may not be used here (bubblewrap,
     where there can be more than one caller). `agents` is changed: what is given away is taken from
     it.
@@ -86,7 +89,14 @@ def place(
             hint = f"those that are belong to pools that the gateway's `pools` do not list ({', '.join(strange)})"
     rank = {pool: index for index, pool in enumerate(pools or ())}
     usable = [agent for agent in agents if not agent.draining]
-    finder = Reasons(agents, pools=pools, open_pools=open_pools, hint=hint, refused_runtimes=refused_runtimes)
+    finder = Reasons(
+        agents,
+        pools=pools,
+        open_pools=open_pools,
+        hint=hint,
+        refused_runtimes=refused_runtimes,
+        mount_roots=mount_roots,
+    )
     answers: dict[object, Able] = {}
     # What found no room finds none later in this round: rooms only fill.
     full: set[object] = set()

@@ -5,17 +5,18 @@ Pure. The plan is computed each time a start is answered, and never stored.
 
 from __future__ import annotations
 
-import posixpath
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
-from urllib.parse import unquote
+from urllib.parse import urlsplit
 
-from tesgate.model.mounts import Place, mount_table, normal_path
+from tesgate.model.live import is_live_output, live_places, notes_of
+from tesgate.model.mounts import Live, Place, mount_table, normal_path
+from tesgate.model.roots import KnownRoot, local_path
 from tesgate.model.wishes import gpus_of
 from tesgate.runner.plan import Executor, Input, Keep, Limits, Output, Plan, RunAs, UrlPolicy
 
-__all__ = ["GB", "Need", "PlanSettings", "build_plan", "local_path", "local_paths", "need"]
+__all__ = ["GB", "Need", "PlanSettings", "build_plan", "local_path", "local_paths", "need", "origin"]
 
 GB = 10**9
 """Bytes of ``ram_gb`` and ``disk_gb``. The specification says "gigabytes (GB)", SI's 10^9, and clients do: cwl-tes
@@ -55,6 +56,10 @@ class PlanSettings:
     """Seconds between a polite signal and a kill."""
     tail_bytes: int = 10240
     log_bytes: int = 1 << 30
+    roots: tuple[KnownRoot, ...] = ()
+    """File roots of this configuration: which of them are mounted."""
+    logins: frozenset[str] = frozenset()
+    """Origins (`origin`) of servers that named credentials are configured for."""
     home: str | None = None
     shm_bytes: int | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -79,27 +84,17 @@ def need(document: Mapping[str, Any], defaults: Need) -> Need:
     )
 
 
-def local_path(url: str) -> str | None:
-    """The path of a ``file://`` URL (percent-decoded once) or of a bare absolute path (taken as it is), else None.
-
-    Reads as `tesgate.runner.transfer.urls` does, and resolves doubled slashes and ``..`` besides, so that the path can
-    be compared with roots. Another host's path is None: whoever runs the task says what is wrong with it.
-    """
-    if url.startswith("/"):
-        path = url
-    elif url[:5].lower() == "file:":
-        rest = url[5:]
-        if rest.startswith("//"):
-            host, slash, tail = rest[2:].partition("/")
-            if host.lower() not in ("", "localhost"):
-                return None
-            rest = slash + tail
-        path = unquote(rest, errors="surrogateescape")
-        if not path.startswith("/"):
-            return None
-    else:
+def origin(url: str) -> str | None:
+    """Scheme, host and port of a URL of the web, in one spelling; None for other URLs."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
         return None
-    return "/" + posixpath.normpath(path).lstrip("/")
+    scheme = parts.scheme.lower()
+    if scheme not in ("http", "https") or not parts.hostname:
+        return None
+    return f"{scheme}://{parts.hostname.rstrip('.')}:{port or (443 if scheme == 'https' else 80)}"
 
 
 def local_paths(document: Mapping[str, Any]) -> list[tuple[str, bool]]:
@@ -124,7 +119,8 @@ def build_plan(
     settings: PlanSettings,
 ) -> Plan:
     """Compute the plan of one attempt. Raises `MountError` for paths that `check_paths` would have refused."""
-    table = mount_table(document)
+    live = live_places(document, settings.roots)
+    table = mount_table(document, live)
     wanted = need(document, settings.defaults)
     asked_disk = (document.get("resources") or {}).get("disk_gb")
     return Plan(
@@ -134,8 +130,10 @@ def build_plan(
         deployment=settings.deployment,
         token=token,
         executors=[_executor(item, index, settings) for index, item in enumerate(document.get("executors") or [])],
-        inputs=_inputs(document, table.places),
-        outputs=[_output(item, index) for index, item in enumerate(document.get("outputs") or [])],
+        inputs=_inputs(document, table.places, settings.logins),
+        outputs=[
+            _output(item, index, live, settings.logins) for index, item in enumerate(document.get("outputs") or [])
+        ],
         mounts=table.mounts,
         directories=table.directories,
         collect=table.collect,
@@ -155,6 +153,7 @@ def build_plan(
         grace=settings.grace,
         tail_bytes=settings.tail_bytes,
         log_bytes=settings.log_bytes,
+        notes=notes_of(live),
         home=settings.home,
         shm_bytes=settings.shm_bytes,
         labels=dict(settings.labels),
@@ -163,17 +162,20 @@ def build_plan(
     )
 
 
-def _inputs(document: Mapping[str, Any], places: list[Place]) -> list[Input]:
+def _inputs(document: Mapping[str, Any], places: list[Place], logins: frozenset[str]) -> list[Input]:
     """Each input once, outer directories before what lies in them: that is the order in which they are staged."""
     inputs: dict[str, Input] = {}
     for index, (item, place) in enumerate(zip(document.get("inputs") or [], places, strict=True)):
         path = normal_path(item.get("path"), f"inputs[{index}].path")
+        if place.place.startswith("live/"):
+            continue  # mounted as it is: nothing is staged
         content = item.get("content")
         inputs[path] = Input(
             path=path,
             place=place.place,
             # Specification: content wins over url.
             url=None if content is not None else item.get("url"),
+            login=content is None and bool(logins) and origin(item.get("url") or "") in logins,
             content=content,
             type=item.get("type") or "FILE",
             writable=place.writable,
@@ -181,12 +183,15 @@ def _inputs(document: Mapping[str, Any], places: list[Place]) -> list[Input]:
     return sorted(inputs.values(), key=lambda item: item.path.count("/"))
 
 
-def _output(item: Mapping[str, Any], index: int) -> Output:
+def _output(item: Mapping[str, Any], index: int, live: Mapping[str, Live], logins: frozenset[str]) -> Output:
+    path = normal_path(item.get("path"), f"outputs[{index}].path")
     return Output(
-        path=normal_path(item.get("path"), f"outputs[{index}].path"),
+        path=path,
         url=item.get("url") or "",
         type=item.get("type") or "FILE",
         path_prefix=item.get("path_prefix") or None,
+        live=bool(live) and is_live_output(item, path, live),
+        login=bool(logins) and origin(item.get("url") or "") in logins,
     )
 
 

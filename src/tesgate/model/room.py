@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from tesgate.model.roots import KnownRoot, lies_in, root_of
 from tesgate.model.wishes import NOTHING, Wish
 
 __all__ = ["AgentRoom", "Candidate", "Need"]
@@ -56,6 +57,8 @@ class AgentRoom:
     pool: str = "default"
     zones: tuple[str, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
+    mounted: tuple[tuple[str, bool], ...] = ()
+    """Those of `roots` whose mode is ``mount``."""
 
     def has(self, need: Need) -> bool:
         """Whether the agent could hold it if it were empty."""
@@ -109,13 +112,18 @@ class AgentRoom:
         """The first label that it does not have."""
         return next((f"{name}={value}" for name, value in labels if self.labels.get(name) != value), None)
 
-    def missing_root(self, paths: Sequence[tuple[str, bool]]) -> str | None:
-        """The first path that lies in none of the agent's roots (or in none that is writable, where it must be)."""
+    def missing_root(self, paths: Sequence[tuple[str, bool]], known: Sequence[KnownRoot] = ()) -> str | None:
+        """The first path that lies in none of the agent's roots (or in none that is writable, where it must be).
+
+        What lies in one of the `known` roots that is mounted needs the same root, mounted as it is there.
+        """
         for path, write in paths:
-            if not any(
-                (writable or not write) and (path == root or path.startswith(root.rstrip("/") + "/"))
-                for root, writable in self.roots
-            ):
+            root = root_of(path, known)
+            if root is not None and root.mounted:
+                if not any(have == root.path and (writable or not root.writable) for have, writable in self.mounted):
+                    return path
+                continue
+            if not any((writable or not write) and lies_in(path, place) for place, writable in self.roots):
                 return path
         return None
 

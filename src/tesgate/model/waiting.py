@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple
 
 from tesgate.model.room import AgentRoom, Candidate, Need
+from tesgate.model.roots import KnownRoot, root_of
 
 __all__ = ["Able", "Reasons"]
 
@@ -33,11 +34,13 @@ class Reasons:
         open_pools: Collection[str] | None,
         hint: str,
         refused_runtimes: Collection[str],
+        mount_roots: Sequence[KnownRoot] = (),
     ) -> None:
         """See `tesgate.model.placement.place`."""
         self._agents, self._pools, self._open, self._hint = agents, pools, open_pools, hint
         self._usable = [agent for agent in agents if not agent.draining]
         self._refused = frozenset(refused_runtimes)
+        self._mount_roots = mount_roots
 
     def able(self, candidate: Candidate) -> Able:
         """The agents for this kind of task."""
@@ -111,11 +114,14 @@ class Reasons:
         )
         if candidate.paths:
             yield (
-                lambda agent: agent.missing_root(candidate.paths) is None,
-                lambda agents: (
-                    "no connected agent has a file root that holds " + (agents[0].missing_root(candidate.paths) or "it")
-                ),
+                lambda agent: agent.missing_root(candidate.paths, self._mount_roots) is None,
+                lambda agents: self._rootless(agents[0].missing_root(candidate.paths, self._mount_roots) or "it"),
             )
+
+    def _rootless(self, path: str) -> str:
+        root = root_of(path, self._mount_roots)
+        how = " and is mounted (`--root NAME=PATH:mount`)" if root is not None and root.mounted else ""
+        return f"no connected agent has a file root that holds {path}{how}"
 
     def _allowed(self, candidate: Candidate) -> Sequence[str] | None:
         """Names of the pools that it may use; None: all."""

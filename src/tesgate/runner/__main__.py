@@ -44,14 +44,21 @@ class _Lines(logging.Formatter):
 
 def _root(text: str) -> Root:
     name, sign, path = text.partition("=")
-    writable = True
-    if path.endswith(":ro"):
-        path, writable = path[:-3], False
-    elif path.endswith(":rw"):
-        path = path[:-3]
+    writable, mode = True, "copy"
+    while True:
+        for word in (":ro", ":rw", ":mount"):
+            if path.endswith(word):
+                path = path[: -len(word)]
+                writable = writable and word != ":ro"
+                mode = "mount" if word == ":mount" else mode
+                break
+        else:
+            break
     if not sign or not name or not path.startswith("/"):
-        raise argparse.ArgumentTypeError("%r must be NAME=PATH or NAME=PATH:ro with an absolute path" % text)
-    return Root(name=name, path=path, writable=writable)
+        raise argparse.ArgumentTypeError(
+            "%r must be NAME=PATH with an absolute path, and :ro or :mount where wanted" % text
+        )
+    return Root(name=name, path=path, writable=writable, mode=mode)
 
 
 def _label(text: str) -> List[str]:
@@ -102,7 +109,9 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--certificate", type=_file, help="certificate for a gateway that asks for one (PEM)")
         command.add_argument("--key", type=_file, help="its private key (PEM, without a passphrase)")
     agent.add_argument("--runtime", choices=("auto", "docker", "bubblewrap", "none"), default="docker")
-    agent.add_argument("--root", dest="roots", type=_root, action="append", default=[], metavar="NAME=PATH[:ro]")
+    agent.add_argument(
+        "--root", dest="roots", type=_root, action="append", default=[], metavar="NAME=PATH[:ro][:mount]"
+    )
     agent.add_argument(
         "--root-volume",
         dest="volumes",

@@ -77,6 +77,8 @@ class LogFollower:
         self._idle: Optional[anyio.Event] = None
         self._sent = 0
         self._given_up = False
+        self.open_live: Optional[Callable[[str], int]] = None
+        """Opens streams in mounts of roots (places that begin with ``live/``)."""
 
     def follow(self, executor: int, name: str, place: str) -> None:
         """Begin to follow one stream of a running executor; idempotent."""
@@ -200,7 +202,10 @@ class LogFollower:
         """Return the new size if the stream has grown, else 0."""
         if stream.handle is None:
             try:
-                stream.handle = open_place(self._attempt_dir, stream.place)
+                if self.open_live is not None and stream.place.startswith("live/"):
+                    stream.handle = self.open_live(stream.place)
+                else:
+                    stream.handle = open_place(self._attempt_dir, stream.place)
             except (OSError, PathRefused):
                 return 0  # not there yet, or the task has hidden it: at the end the tail must do
         size = os.fstat(stream.handle).st_size

@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import List, Optional
+from typing import List, Optional, Sequence
 
 from .plan import Plan
 from .transfer.faults import PathRefused
+from .transfer.live import Bound
 from .transfer.paths import open_dir, open_file, owned_dirs, split
+from .transfer.view import host_path
 
 __all__ = ["make_control", "make_places", "open_place", "read_control", "step_dir"]
 
@@ -71,12 +73,17 @@ def read_control(attempt_dir: str, index: int, name: str, limit: int) -> Optiona
         os.close(handle)
 
 
-def make_places(plan: Plan, attempt_dir: str) -> None:
-    """After stage-in, make what the executors need and staging did not put there. Raises OSError, `PathRefused`."""
+def make_places(plan: Plan, attempt_dir: str, bound: Sequence[Bound] = ()) -> None:
+    """After stage-in, make what the executors need and staging did not put there. Raises OSError, `PathRefused`.
+
+    `bound`: what is mounted from roots. Inside a mount of our own it needs something to be mounted over.
+    """
     base = os.open(attempt_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         staged = {item.place for item in plan.inputs}
         for mount in plan.mounts:
+            if mount.host is not None:
+                continue
             parts = _beneath(mount.source)
             if _there(attempt_dir, parts):
                 if mount.directory and mount.source not in staged and parts[0] == "rw":
@@ -86,13 +93,17 @@ def make_places(plan: Plan, attempt_dir: str) -> None:
             if mount.directory:
                 _directory(base, parts, mount.mode)
             else:
-                os.close(owned_dirs(base, parts[:-1], 0o755))
-                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-                handle = os.open(os.path.join(attempt_dir, *parts), flags, 0o600)
-                os.fchmod(handle, 0o666)
-                os.close(handle)
+                _file(base, parts)
         for place in plan.directories:
             _directory(base, _beneath(place), 0o777)
+        own = [mount for mount in plan.mounts if mount.host is None]
+        for item in bound:
+            if any(item.target.startswith(mount.target + "/") for mount in own):
+                parts = _beneath(host_path(item.target, own))
+                if item.directory:
+                    _directory(base, parts, 0o777)
+                elif not _there(attempt_dir, parts):
+                    _file(base, parts)
     finally:
         os.close(base)
 
@@ -106,6 +117,17 @@ def _beneath(place: str) -> List[str]:
 
 def _there(attempt_dir: str, parts: List[str]) -> bool:
     return os.path.lexists(os.path.join(attempt_dir, *parts))
+
+
+def _file(base: int, parts: List[str]) -> None:
+    parent = owned_dirs(base, parts[:-1], 0o755)
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        handle = os.open(parts[-1], flags, 0o600, dir_fd=parent)
+        os.fchmod(handle, 0o666)
+        os.close(handle)
+    finally:
+        os.close(parent)
 
 
 def _directory(base: int, parts: List[str], mode: int) -> None:

@@ -19,7 +19,8 @@ class Mount:
     """One bind of the container: a piece of the attempt's scratch directory at a container path."""
 
     source: str
-    """Relative to the scratch directory: below ``rw/`` (the task may write) or ``ro/`` (it may not)."""
+    """Relative to the scratch directory: below ``rw/`` (the task may write) or ``ro/`` (it may not). With `host` it is
+    ``live`` + `host`, which names nothing there: an agent that does not know `host` refuses it."""
     target: str
     read_only: bool = False
     directory: bool = True
@@ -28,6 +29,10 @@ class Mount:
     mode: int = 0o777
     """Permission bits of the directory at `source`. The runner makes it where nothing is there, and sets the bits
     unless the directory is itself an input (one that staging made only to put inputs into it gets them)."""
+    host: Optional[str] = None
+    """Absolute path in one of the agent's roots that is mounted as such: nothing is copied in or out."""
+    make: bool = False
+    """With `host`: a directory that is made where it is missing (an output)."""
 
 
 @dataclass
@@ -43,6 +48,8 @@ class Input:
     """``FILE`` or ``DIRECTORY``."""
     writable: bool = False
     """The task can write to the place: what is staged must be a private copy, never a hard link."""
+    login: bool = False
+    """The gateway knows credentials for its server; the runner asks for them when it needs them."""
 
 
 @dataclass
@@ -53,6 +60,10 @@ class Output:
     url: str
     type: str = "FILE"
     path_prefix: Optional[str] = None
+    live: bool = False
+    """It lies in a mount of a root, at its URL: it is listed, and not copied."""
+    login: bool = False
+    """See `Input.login`."""
 
 
 @dataclass
@@ -167,6 +178,8 @@ class Plan:
     log_bytes: int = 1 << 30
     """How much of each stream goes into the workspace at most."""
     metadata: Dict[str, str] = field(default_factory=dict)
+    notes: List[str] = field(default_factory=list)
+    """Sentences for ``system_logs`` about how the task is carried out."""
     home: Optional[str] = None
     """HOME of commands whose task sets none; null: what fits the user."""
     shm_bytes: Optional[int] = None

@@ -117,6 +117,8 @@ class Root:
     name: str
     path: str
     writable: bool = True
+    mode: str = "copy"
+    """``copy``, or ``mount``: tasks may be given what lies below it as a mount."""
     volume: Optional[str] = None
     """The engine's named volume that it is."""
     real: Optional[str] = None

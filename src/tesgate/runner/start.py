@@ -22,7 +22,7 @@ from .runtime.sockets import AUTO
 from .scratch import Scratch, ScratchError, ScratchLocked
 from .settings import AgentSettings
 from .step import user_of
-from .storages import storages_of
+from .storages import headers_of, storages_of
 from .transfer.copying import process_umask
 from .transfer.ftp import FtpServers
 from .transfer.stage import Stager
@@ -147,6 +147,7 @@ class _Stagers:
             owner=owner,
             umask=self._umask,
             storages=storages_of(plan, self._client, ftp=self._ftp),
+            headers_for=headers_of(plan, self._client),
         )
 
 

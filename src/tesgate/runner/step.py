@@ -6,7 +6,7 @@ import fcntl
 import logging
 import os
 from dataclasses import dataclass, replace
-from typing import Dict, List, Optional
+from typing import Awaitable, Callable, Dict, List, Optional, Sequence
 
 import anyio
 import anyio.to_thread
@@ -29,6 +29,7 @@ from .runtime.base import (
     default_home,
 )
 from .transfer.faults import PathRefused
+from .transfer.live import Bound
 from .verdict import RESULT_BYTES, Ending, Garbled, parse_result
 from .watch import Watch
 
@@ -89,12 +90,14 @@ class Step:
         watch: Watch,
         exec_path: str,
         labels: Dict[str, str],
+        bound: Callable[[], Awaitable[Sequence[Bound]]],
         log: logging.LoggerAdapter,  # type: ignore[type-arg]  # 3.9 cannot subscript it at run time
     ) -> None:
         self.plan, self.index, self.executor = plan, index, plan.executors[index]
         self.name = "%s-%d" % (plan.external_name, index)
         self._dir, self._journal, self._runtime, self._watch = attempt_dir, journal, runtime, watch
         self._exec_path, self._labels, self._log = exec_path, labels, log
+        self._bound = bound
         self._adopted = False
 
     # -- start -------------------------------------------------------------------------------------------------
@@ -104,7 +107,7 @@ class Step:
 
         `timeout` in seconds is for exec to enforce; `by_task` says that it is the whole task's limit.
 
-        Raises RuntimeFault (transient ones after some patience) and OSError.
+        Raises RuntimeFault (transient ones after some patience), StagingError and OSError.
         """
         starting = self._journal.find("starting", executor=self.index)
         if starting is not None and (self._journal.find("launched", executor=self.index) or self._marked()):
@@ -113,7 +116,7 @@ class Step:
             return Launch(starting.get("digest"), [])
         image = await self._prepare()
         control = make_control(self._dir, self.index)
-        spec = self._spec(control, timeout)
+        spec = self._spec(control, timeout, await self._bound())
         if starting is None:
             # An image that came from no registry has no digest of its own; its id says as exactly what ran.
             digest = image.digest or image.id or None
@@ -172,7 +175,7 @@ class Step:
             await anyio.sleep(pause)
             pause = min(5.0, pause * 2)
 
-    def _spec(self, control: str, timeout: Optional[float]) -> StepSpec:
+    def _spec(self, control: str, timeout: Optional[float], bound: Sequence[Bound]) -> StepSpec:
         executor, plan = self.executor, self.plan
         argv = [EXEC_TARGET, "run", "--control", CONTROL_TARGET]
         for option, value in (
@@ -186,6 +189,8 @@ class Step:
         argv += ["--tail", str(plan.tail_bytes), "--grace-ms", str(int(plan.grace * 1000))]
         if timeout is not None:
             argv += ["--timeout-ms", str(max(1, int(timeout * 1000)))]
+        for item in bound:
+            argv += ["--bound", "%s:%s" % (item.identity, item.target)]
         user = user_of(plan.run_as)
         env = dict(executor.env)
         home = default_home(user is not None, plan.home)
@@ -195,7 +200,9 @@ class Step:
         binds.extend(
             Bind(os.path.join(self._dir, mount.source), mount.target, read_only=mount.read_only)
             for mount in plan.mounts
+            if mount.host is None
         )
+        binds.extend(Bind(item.path, item.target, read_only=item.read_only) for item in bound)
         return StepSpec(
             name=self.name,
             image=executor.image,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import List
+from typing import Callable, Dict, List
 
 from .gateway import GatewayClient
 from .plan import Plan
@@ -11,10 +11,12 @@ from .report import AttemptRef
 from .transfer.base import Storage
 from .transfer.connect import HttpSettings
 from .transfer.ftp import FtpServers, FtpStorage
+from .transfer.logins import WebLogins
 from .transfer.policy import AddressPolicy
 from .transfer.s3 import ObjectStorage
+from .transfer.threads import Stop
 
-__all__ = ["storages_of"]
+__all__ = ["headers_of", "storages_of"]
 
 _TRIES = 8
 """Failures in a row of one request to an object store, which says SlowDown for minutes when it is busy."""
@@ -32,3 +34,8 @@ def storages_of(plan: Plan, client: GatewayClient, *, ftp: FtpServers) -> List[S
         ObjectStorage(ask=ask, settings=settings, inputs=plan.inputs, policy=policy),
         FtpStorage(plan, ask=ask, servers=ftp),
     ]
+
+
+def headers_of(plan: Plan, client: GatewayClient) -> Callable[[str, Stop], Dict[str, str]]:
+    """Say who asks for the headers of named credentials for URLs of the web."""
+    return WebLogins(partial(client.access, AttemptRef(task=plan.task, attempt=plan.attempt), plan.token)).headers

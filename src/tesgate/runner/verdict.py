@@ -38,7 +38,7 @@ RESULT_BYTES = 64 * 1024
 """No honest result file is larger."""
 
 _HUGE = 1 << 62
-_ERRORS = ("exec", "stdin", "stdout", "stderr", "workdir", "fork")
+_ERRORS = ("exec", "stdin", "stdout", "stderr", "workdir", "fork", "bind")
 """What exec can say; anything else would go into sentences for people."""
 
 
@@ -244,6 +244,13 @@ def _not_begun(index: int, executor: Executor, result: Result) -> Verdict:
     if result.error == "fork":
         return Verdict(
             FAILED, None, "executor %d could not be started: the host refused a process (%s)" % (index, reason)
+        )
+    if result.error == "bind":
+        return Verdict(
+            FAILED,
+            None,
+            "executor %d was not started: what its container has of a file root is not what was to be mounted, since "
+            "something was replaced in this moment (%s)" % (index, reason),
         )
     if result.error == "exec":
         if result.exit_code == 127 or result.errno in (errno.ENOENT, errno.ENOTDIR):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass
+from functools import partial
 from typing import Callable, Dict, Optional, Tuple
 
 import anyio
@@ -73,6 +74,7 @@ class Work:
         self._reporter, self._logs, self._tools, self._log = reporter, logs, tools, log
         self._endings: Dict[int, Ending] = {}
         self._stager = tools.stager(plan)
+        logs.open_live = self._stager.open_live
         self._out = StageOut(
             plan=plan,
             attempt_dir=attempt_dir,
@@ -149,7 +151,9 @@ class Work:
                 self._journal.append("staging")
                 crash.point("during-stage-in")
                 self._record.notes(await self._stager.stage_in(plan.inputs, self._dir))
-            await anyio.to_thread.run_sync(make_places, plan, self._dir)
+            bound = await self._stager.make_mounts(plan.mounts)
+            await anyio.to_thread.run_sync(make_places, plan, self._dir, bound)
+            self._record.notes(plan.notes)
         if limit.cancelled_caught:
             self._record.note(
                 "the task ran longer than its limit of %g s while inputs were staged" % (plan.timeout or 0)
@@ -238,6 +242,7 @@ class Work:
             watch=self._tools.watch,
             exec_path=self._tools.exec_path,
             labels=labels,
+            bound=partial(self._stager.find_mounts, plan.mounts),
             log=self._log,
         )
 

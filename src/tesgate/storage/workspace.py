@@ -1,4 +1,7 @@
-"""Where whole stdout and stderr lie: ``logs/<task>/<attempt>/<step>.<stream>`` below one directory."""
+"""Where whole stdout and stderr lie: ``logs/<task>/<attempt>/<step>.<stream>`` below one directory or prefix.
+
+The contract, and the workspace of files; `tesgate.storage.s3.workspace` is the one of objects.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,14 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import anyio.to_thread
 
 from tesgate.errors import Conflict, NotFound
 from tesgate.model.ids import is_task_id
 
-__all__ = ["LogRange", "OffsetGap", "Stream", "Workspace"]
+__all__ = ["FileWorkspace", "LogRange", "OffsetGap", "Stream", "Workspace", "log_name", "no_log"]
 
 Stream = Literal["stdout", "stderr"]
 
@@ -31,18 +34,97 @@ class OffsetGap(Conflict):
         self.size = size
 
 
-@dataclass(frozen=True)
-class LogRange:
+class LogRange(Protocol):
     """An open piece of a log. What is appended later is not in it. Must be read to its end, or closed."""
 
+    @property
+    def size(self) -> int:
+        """Of the whole log, at the moment it was opened."""
+        ...
+
+    @property
+    def start(self) -> int:
+        """Where the piece begins."""
+        ...
+
+    @property
+    def length(self) -> int:
+        """Bytes of the piece."""
+        ...
+
+    def chunks(self) -> AsyncIterator[bytes]:
+        """The bytes; closes it at the end, and when the reader goes away."""
+        ...
+
+    def close(self) -> None:
+        """Close without reading. Idempotent."""
+        ...
+
+
+class Workspace(Protocol):
+    """What the gateway keeps of its tasks itself. No method holds more than a few chunks in memory.
+
+    Where it cannot be reached now, a method raises `Unavailable` (or OSError): runners keep what they could not send.
+    """
+
+    async def write_at(self, task: str, attempt: int, step: int, stream: Stream, offset: int, data: bytes) -> int:
+        """Write `data` at `offset` and return the log's size. It is there to stay, and to be read by every replica.
+
+        Repeatable: the same bytes may be written again. What lies beyond the bound is dropped silently (the runner
+        bounds it too). Raises `OffsetGap` where a hole would come about, so that whoever lost its place learns where to
+        go on.
+        """
+        ...
+
+    async def open_range(
+        self, task: str, attempt: int, step: int, stream: Stream, start: int = 0, stop: int | None = None
+    ) -> LogRange:
+        """Open bytes ``start:stop`` (Python's rules, negative `start` counts from the end).
+
+        Raises `NotFound` where nothing was written yet.
+        """
+        ...
+
+    async def tasks(self, *, after: str, limit: int) -> list[str]:
+        """Ids of tasks that have logs here, in order, from behind `after` on."""
+        ...
+
+    async def remove(self, task: str) -> None:
+        """Remove all logs of a task; nothing there is success."""
+        ...
+
+    async def settle(self, task: str) -> None:
+        """Give what has not been written to for long its final form; there may be nothing to do."""
+        ...
+
+    async def aclose(self) -> None:
+        """Let go of connections."""
+        ...
+
+
+def log_name(task: str, attempt: int, step: int, stream: Stream) -> str:
+    """``<task>/<attempt>/<step>.<stream>``. Raises `NotFound` for what cannot be one.
+
+    The names come from URLs: nothing but an id and two numbers ever becomes part of a path.
+    """
+    if not is_task_id(task) or attempt < 0 or step < 0 or stream not in ("stdout", "stderr"):
+        raise NotFound("There is no such log.")
+    return f"{task}/{int(attempt)}/{int(step)}.{stream}"
+
+
+def no_log(attempt: int, step: int, stream: Stream) -> NotFound:
+    """What is said where nothing was written yet."""
+    return NotFound(f"There is no {stream} of executor {step} in attempt {attempt} (yet).")
+
+
+@dataclass(frozen=True)
+class _FileRange:
     size: int
-    """Of the whole log, at the moment it was opened."""
     start: int
     length: int
     file: FileIO
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """The bytes; closes the file at the end, and when the reader goes away."""
         position, left = self.start, self.length
         with self.file:
             while left > 0:
@@ -53,56 +135,51 @@ class LogRange:
                 position, left = position + len(chunk), left - len(chunk)
 
     def close(self) -> None:
-        """Close without reading. Idempotent."""
         self.file.close()
 
 
-class Workspace:
-    """Files of the gateway itself. Every method works in a thread; none holds more than one chunk in memory."""
+class FileWorkspace:
+    """Files of this replica alone. Every method works in a thread; none holds more than one chunk in memory."""
 
     def __init__(self, root: Path, *, max_bytes: int = 1 << 30) -> None:
         self._logs = root / "logs"
         self._max_bytes = max_bytes
 
     async def write_at(self, task: str, attempt: int, step: int, stream: Stream, offset: int, data: bytes) -> int:
-        """Write `data` at `offset` and return the log's size. Repeatable: the same bytes may be written again.
-
-        What lies beyond the bound is dropped silently (the runner bounds it too). Raises `OffsetGap` where a hole
-        would come about, so that whoever lost its place learns where to go on.
-        """
+        """See `Workspace`."""
         path = self._path(task, attempt, step, stream)
         return await anyio.to_thread.run_sync(self._write_at, path, offset, data)
 
     async def open_range(
         self, task: str, attempt: int, step: int, stream: Stream, start: int = 0, stop: int | None = None
     ) -> LogRange:
-        """Open bytes ``start:stop`` (Python's rules, negative `start` counts from the end).
-
-        Raises `NotFound` where nothing was written yet.
-        """
+        """See `Workspace`."""
         path = self._path(task, attempt, step, stream)
         try:
             file, size = await anyio.to_thread.run_sync(self._open, path)
         except FileNotFoundError:
-            raise NotFound(f"There is no {stream} of executor {step} in attempt {attempt} (yet).") from None
+            raise no_log(attempt, step, stream) from None
         first, last, _ = slice(start, stop).indices(size)
         length = max(0, last - first)
-        return LogRange(size, first, length, file)
+        return _FileRange(size, first, length, file)
 
     async def tasks(self, *, after: str, limit: int) -> list[str]:
-        """Ids of tasks that have logs here, in order, from behind `after` on."""
+        """See `Workspace`."""
         return await anyio.to_thread.run_sync(self._tasks, after, limit)
 
     async def remove(self, task: str) -> None:
-        """Remove all logs of a task; nothing there is success."""
+        """See `Workspace`."""
         if is_task_id(task):
             await anyio.to_thread.run_sync(lambda: shutil.rmtree(self._logs / task, ignore_errors=True))
 
+    async def settle(self, task: str) -> None:
+        """Files grow in place."""
+
+    async def aclose(self) -> None:
+        """Nothing is held open."""
+
     def _path(self, task: str, attempt: int, step: int, stream: Stream) -> Path:
-        # The names come from URLs: nothing but an id and two numbers ever becomes part of a path.
-        if not is_task_id(task) or attempt < 0 or step < 0 or stream not in ("stdout", "stderr"):
-            raise NotFound("There is no such log.")
-        return self._logs / task / str(int(attempt)) / f"{int(step)}.{stream}"
+        return self._logs / log_name(task, attempt, step, stream)
 
     def _tasks(self, after: str, limit: int) -> list[str]:
         if not self._logs.is_dir():

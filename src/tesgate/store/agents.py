@@ -89,6 +89,9 @@ def room_of(row: Mapping[str, Any] | Row) -> AgentRoom:
         capacity=Need(row["cpu_milli"], row["ram_bytes"], row["disk_bytes"], row["gpus"]),
         used=Need(row["used_cpu_milli"], row["used_ram_bytes"], row["used_disk_bytes"], row["used_gpus"]),
         roots=tuple((root["path"], bool(root.get("writable", True))) for root in row["roots"]),
+        mounted=tuple(
+            (root["path"], bool(root.get("writable", True))) for root in row["roots"] if root.get("mode") == "mount"
+        ),
         runtimes=tuple(row["runtimes"]),
         zones=tuple(row["zones"]),
         labels=row["labels"],

@@ -23,7 +23,7 @@ enum {
     EXIT_USAGE = 64,   /* wrong options; nothing begun */
     EXIT_CONTROL = 74, /* no control directory, no lock or no room for the result: nothing begun, or no result */
     EXIT_RUNNING = 75, /* another exec lives in this control directory; nothing touched */
-    EXIT_SETUP = 125,  /* the result's `error` is workdir, stdin, stdout, stderr or fork */
+    EXIT_SETUP = 125,  /* the result's `error` is bind, workdir, stdin, stdout, stderr or fork */
 };
 
 enum { RESULT_BYTES = 1024, TAIL_BYTES_DEFAULT = 10240, TAIL_BYTES_MAX = 16 << 20 };
@@ -31,6 +31,7 @@ enum { RESULT_BYTES = 1024, TAIL_BYTES_DEFAULT = 10240, TAIL_BYTES_MAX = 16 << 2
 struct options {
     const char *control, *stdin_path, *stdout_path, *stderr_path, *workdir; /* all but control may be NULL */
     int64_t tail_bytes, timeout_ms, grace_ms, copy_bytes;                   /* timeout 0: none */
+    char **bound; /* DEV:INO:PATH of what must be mounted there, up to NULL */
     char **argv;
 };
 

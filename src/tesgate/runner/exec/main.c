@@ -15,7 +15,7 @@
 
 static const char USAGE[] =
     "usage: tesgate-exec run --control DIR [--stdin P] [--stdout P] [--stderr P] [--workdir P] [--tail BYTES]\n"
-    "                        [--timeout-ms N] [--grace-ms N] [--copy-stdout BYTES] -- ARGV...\n"
+    "                        [--timeout-ms N] [--grace-ms N] [--copy-stdout BYTES] [--bound DEV:INO:P]... -- ARGV...\n"
     "       tesgate-exec own UID GID PATH...\n"
     "       tesgate-exec version\n";
 
@@ -60,12 +60,17 @@ static int run_command(int argc, char **argv)
         {"stdout", required_argument, NULL, 'o'},     {"stderr", required_argument, NULL, 'e'},
         {"workdir", required_argument, NULL, 'w'},    {"tail", required_argument, NULL, 't'},
         {"timeout-ms", required_argument, NULL, 'l'}, {"grace-ms", required_argument, NULL, 'g'},
-        {"copy-stdout", required_argument, NULL, 'p'}, {NULL, 0, NULL, 0},
+        {"copy-stdout", required_argument, NULL, 'p'}, {"bound", required_argument, NULL, 'b'},
+        {NULL, 0, NULL, 0},
     };
     const int64_t most = INT64_MAX / 4; /* room to add a deadline to a clock */
     struct options options = {.tail_bytes = TAIL_BYTES_DEFAULT, .grace_ms = 10000};
     bool good = true;
-    int option;
+    int option, bound = 0;
+
+    options.bound = calloc((size_t)argc, sizeof *options.bound);
+    if (!options.bound)
+        return usage("no memory");
 
     while ((option = getopt_long(argc, argv, "+", LONG, NULL)) != -1) {
         switch (option) {
@@ -78,6 +83,7 @@ static int run_command(int argc, char **argv)
         case 'l': good = good && number(optarg, most, &options.timeout_ms); break;
         case 'g': good = good && number(optarg, most, &options.grace_ms); break;
         case 'p': good = good && number(optarg, most, &options.copy_bytes); break;
+        case 'b': options.bound[bound++] = optarg; break;
         default: return usage("unknown option");
         }
     }

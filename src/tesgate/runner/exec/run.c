@@ -139,10 +139,31 @@ static int open_nothing(void)
     return ends[0];
 }
 
+/* Whoever made the mounts followed a path. That it led to what was looked at before is certain only from inside, where
+ * nothing can change any more. What we cannot reach, the command cannot reach either. */
+static int is_bound(const char *spec)
+{
+    struct stat found;
+    char *end;
+    const unsigned long long device = strtoull(spec, &end, 10), inode = *end == ':' ? strtoull(end + 1, &end, 10) : 0;
+
+    if (*end != ':' || !inode) {
+        errno = EINVAL;
+        return -1;
+    }
+    if (stat(end + 1, &found))
+        return errno == EACCES ? 0 : -1;
+    errno = ESTALE;
+    return found.st_dev == device && found.st_ino == inode ? 0 : -1;
+}
+
 static bool open_streams(struct step *step)
 {
     const struct options *o = step->options;
 
+    for (char **spec = o->bound; *spec; spec++)
+        if (is_bound(*spec))
+            return failed(&step->result, "bind");
     if (o->workdir && enter_workdir(o->workdir))
         return failed(&step->result, "workdir");
     step->input = o->stdin_path ? open_plain(o->stdin_path, O_RDONLY) : open_nothing();

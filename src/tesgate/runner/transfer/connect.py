@@ -195,6 +195,11 @@ def make_pools(policy: AddressPolicy, stop: Stop, settings: HttpSettings) -> url
             sock.close()
             raise
 
+    def patient(connection: urllib3.connection.HTTPConnection) -> None:
+        # A body is sent with the patience that an answer has, not with that of a connection to be made.
+        if connection.sock is not None:
+            connection.sock.settimeout(settings.read_timeout)
+
     class Plain(urllib3.connection.HTTPConnection):
         _guard: Optional[Guard] = None
 
@@ -202,6 +207,11 @@ def make_pools(policy: AddressPolicy, stop: Stop, settings: HttpSettings) -> url
         def _new_conn(self) -> socket.socket:
             sock, self._guard = connect(self)
             return sock
+
+        @override
+        def endheaders(self, *arguments: Any, **more: Any) -> None:
+            super().endheaders(*arguments, **more)
+            patient(self)
 
         @override
         def close(self) -> None:
@@ -217,6 +227,11 @@ def make_pools(policy: AddressPolicy, stop: Stop, settings: HttpSettings) -> url
         def _new_conn(self) -> socket.socket:
             sock, self._guard = connect(self)
             return sock
+
+        @override
+        def endheaders(self, *arguments: Any, **more: Any) -> None:
+            super().endheaders(*arguments, **more)
+            patient(self)
 
         @override
         def close(self) -> None:

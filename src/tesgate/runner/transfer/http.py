@@ -3,41 +3,26 @@
 from __future__ import annotations
 
 import base64
-import email.utils
 import os
 import random
 import re
-import ssl
-import time
 from dataclasses import dataclass
 from typing import Dict, List, Optional, Tuple
-from urllib.parse import unquote, urljoin
+from urllib.parse import unquote
 
 import urllib3
-import urllib3.exceptions
-import urllib3.util
 
-from .connect import HttpSettings, Unresolved, make_pools
+from .answers import WORTH_RETRYING, Passing, Route, faults, retry_after, timestamp
+from .connect import HttpSettings, make_pools
 from .faults import StagingError, os_fault
-from .policy import AddressPolicy, AddressRefused
+from .policy import AddressPolicy
 from .threads import Stop
 from .urls import redact
 
 __all__ = ["Downloader"]
 
 _CHUNK = 256 << 10
-_WORTH_RETRYING = frozenset((408, 425, 429, 500, 502, 503, 504, 507, 508, 509, 520, 521, 522, 523, 524, 529))
 _REDIRECTS = frozenset((301, 302, 303, 307, 308))
-_LONGEST_RETRY_AFTER = 120.0
-
-
-class _Passing(Exception):
-    """A fault that another request may not meet; `pause` is what the server asked for, in seconds."""
-
-    def __init__(self, why: str, pause: float = 0.0) -> None:
-        super().__init__(why)
-        self.why = why
-        self.pause = pause
 
 
 @dataclass
@@ -79,7 +64,7 @@ class Downloader:
             try:
                 self._once(url, target, progress, headers or {})
                 break
-            except _Passing as error:
+            except Passing as error:
                 if progress.offset > progress.best:
                     progress.best, failures, pause = progress.offset, 0, self._settings.first_pause
                 failures += 1
@@ -99,58 +84,23 @@ class Downloader:
         return size, [progress.note] if progress.note else []
 
     def _once(self, url: str, target: int, progress: _Progress, headers: Dict[str, str]) -> None:
-        try:
-            response = self._open(url, progress, headers)
-            try:
-                self._receive(url, response, target, progress)
-            finally:
-                response.close()
-        except Unresolved as error:
-            why = "the name %s could not be resolved" % error.host
-            if error.passing:
-                raise _Passing(why) from None
-            raise StagingError("input %s: %s; check the URL." % (redact(url), why)) from None
-        except AddressRefused as error:
-            raise StagingError(
-                "input %s was refused: %s; an administrator can allow it (allowed_hosts)." % (redact(url), error.why)
-            ) from None
-        except urllib3.exceptions.LocationParseError:
-            raise StagingError("input %s is not a URL that can be read; check it." % redact(url)) from None
-        except (urllib3.exceptions.HTTPError, ssl.SSLError) as error:
-            self._stop.check()
-            if _is_certificate(error):
-                raise StagingError("input %s: the server's certificate was not accepted." % redact(url)) from error
-            raise _Passing(_reason(error)) from error
-        except OSError as error:
-            self._stop.check()
-            raise _Passing("the connection failed (%s)" % (error.strerror or type(error).__name__)) from error
+        what = "input %s" % redact(url)
+        with faults(what, self._stop):
+            # From the user's own URL on each time: what it leads to may expire.
+            route = Route(url, what, headers, self._settings.max_redirects)
+            while True:
+                response = self._request(route, progress)
+                try:
+                    location = response.headers.get("Location")
+                    if response.status not in _REDIRECTS or not location:
+                        return self._receive(url, response, target, progress)
+                finally:
+                    response.close()
+                route.follow(location)
 
-    def _open(self, url: str, progress: _Progress, headers: Dict[str, str]) -> urllib3.BaseHTTPResponse:
-        """Send the request, following redirects from the user's own URL on: what it leads to may expire."""
-        here = url
-        for _ in range(self._settings.max_redirects + 1):
-            response = self._request(here, progress, headers if _origin(here) == _origin(url) else {})
-            location = response.headers.get("Location")
-            if response.status not in _REDIRECTS or not location:
-                return response
-            response.close()
-            try:
-                there = urljoin(here, location)
-            except ValueError:
-                raise StagingError("input %s redirects to what is no URL; check the server." % redact(url)) from None
-            scheme = there.partition(":")[0].lower()
-            if scheme not in ("http", "https"):
-                raise StagingError("input %s redirects to %s:, which is refused." % (redact(url), scheme))
-            if here.lower().startswith("https:") and scheme == "http":
-                raise StagingError("input %s redirects from https to http, which is refused." % redact(url))
-            here = there
-        raise StagingError("input %s redirects more than %d times." % (redact(url), self._settings.max_redirects))
-
-    def _request(self, url: str, progress: _Progress, more: Dict[str, str]) -> urllib3.BaseHTTPResponse:
-        parsed = urllib3.util.parse_url(url)
-        if not parsed.host or re.search(r"[\s\x00-\x1f\x7f]", parsed.host):
-            raise StagingError("input %s names no host; check the URL." % redact(url))
-        headers = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": "tesgate", **more}
+    def _request(self, route: Route, progress: _Progress) -> urllib3.BaseHTTPResponse:
+        parsed = route.parsed()
+        headers = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": "tesgate", **route.headers}
         if parsed.auth:
             secret = base64.b64encode(unquote(parsed.auth).encode("utf-8")).decode("ascii")
             headers["Authorization"] = "Basic " + secret
@@ -175,7 +125,7 @@ class Downloader:
         status = response.status
         if status == 416 and progress.offset:
             progress.restart(target)
-            raise _Passing("the server refused to go on where the last answer ended")
+            raise Passing("the server refused to go on where the last answer ended")
         if status not in (200, 206):
             raise self._refusal(url, response)
         length = _length(response.headers.get("Content-Length"))
@@ -195,7 +145,7 @@ class Downloader:
         if progress.total is None and "chunked" not in response.headers.get("Transfer-Encoding", "").lower():
             progress.note = "input %s came without a length; that it is whole could not be verified." % redact(url)
         if progress.total is not None and progress.offset != progress.total:
-            raise _Passing("the answer ended after %d of %d bytes" % (progress.offset, progress.total))
+            raise Passing("the answer ended after %d of %d bytes" % (progress.offset, progress.total))
 
     def _pump(self, url: str, response: urllib3.BaseHTTPResponse, target: int, progress: _Progress) -> None:
         while True:
@@ -225,20 +175,15 @@ class Downloader:
         )
         if not good:
             progress.restart(target)
-            raise _Passing("the server answered with another part than the one asked for")
+            raise Passing("the server answered with another part than the one asked for")
         if found is not None and found.group(3) != "*":
             progress.total = int(found.group(3))
 
     def _refusal(self, url: str, response: urllib3.BaseHTTPResponse) -> Exception:
         why = "the server answered %d %s" % (response.status, (response.reason or "")[:80])
-        if response.status in _WORTH_RETRYING:
-            return _Passing(why.strip(), _retry_after(response.headers.get("Retry-After")))
+        if response.status in WORTH_RETRYING:
+            return Passing(why.strip(), retry_after(response.headers.get("Retry-After")))
         return StagingError("input %s could not be downloaded: %s." % (redact(url), why.strip()))
-
-
-def _origin(url: str) -> Tuple[Optional[str], Optional[str], Optional[int]]:
-    parsed = urllib3.util.parse_url(url)
-    return parsed.scheme, parsed.host, parsed.port
 
 
 def _length(text: Optional[str]) -> Optional[int]:
@@ -251,46 +196,7 @@ def _validator(response: urllib3.BaseHTTPResponse) -> Optional[str]:
     if etag and not etag.startswith("W/"):
         return etag
     modified, date = response.headers.get("Last-Modified"), response.headers.get("Date")
-    then, now = _timestamp(modified), _timestamp(date)
+    then, now = timestamp(modified), timestamp(date)
     if modified and then is not None and now is not None and now - then >= 1:
         return modified
     return None
-
-
-def _timestamp(text: Optional[str]) -> Optional[float]:
-    try:
-        return email.utils.parsedate_to_datetime(text).timestamp() if text else None
-    except (TypeError, ValueError, OverflowError, IndexError):
-        return None
-
-
-def _retry_after(text: Optional[str]) -> float:
-    if not text:
-        return 0.0
-    if re.fullmatch(r"\s*[0-9]+\s*", text):
-        return min(float(text), _LONGEST_RETRY_AFTER)
-    then = _timestamp(text)
-    return 0.0 if then is None else min(max(then - time.time(), 0.0), _LONGEST_RETRY_AFTER)
-
-
-def _is_certificate(error: BaseException) -> bool:
-    seen: Optional[BaseException] = error
-    while seen is not None:
-        if isinstance(seen, ssl.SSLCertVerificationError):
-            return True
-        inner = seen.args[0] if seen.args and isinstance(seen.args[0], BaseException) else None
-        seen = inner or seen.__cause__
-    return False
-
-
-def _reason(error: BaseException) -> str:
-    """Say what happened without the URL, which urllib3 likes to put into its messages."""
-    if isinstance(error, urllib3.exceptions.ReadTimeoutError):
-        return "the server fell silent"
-    if isinstance(error, urllib3.exceptions.NewConnectionError):
-        return "no connection (%s)" % str(error).rpartition(": ")[2]
-    if isinstance(error, (urllib3.exceptions.SSLError, ssl.SSLError)):
-        return "the TLS connection failed"
-    if isinstance(error, (urllib3.exceptions.IncompleteRead, urllib3.exceptions.ProtocolError)):
-        return "the connection was cut"
-    return "the connection failed (%s)" % type(error).__name__

@@ -11,7 +11,7 @@ from .base import Entry, Sink
 from .faults import PathRefused, StagingError, os_fault
 from .globs import base_of, expand, has_braces, has_wildcards, unescape
 from .threads import Stop
-from .urls import is_local, join, listed, printable
+from .urls import is_local, join, parted, printable, redact
 from .view import Missing, Node, View
 
 __all__ = ["Expansion"]
@@ -138,13 +138,14 @@ class Expansion:
         return [part for part in shown[len(prefix) :].split("/") if part]
 
     def _store(self, node: Node, output: Output, shown: str, url: str, target: str) -> None:
-        if url.endswith("/") and not node.is_dir and output.type != "DIRECTORY":
+        path, query = parted(url)
+        if path.endswith("/") and not node.is_dir and output.type != "DIRECTORY":
             name = shown.rpartition("/")[2]
             url, target = join(url, [name]), target.rstrip("/") + "/" + name
         elif node.is_dir:
             target = target.rstrip("/")
         else:
-            url, target = url.rstrip("/"), target.rstrip("/")
+            url, target = path.rstrip("/") + query, target.rstrip("/")
         self._walk(node, shown, url, target)
 
     def _walk(self, node: Node, shown: str, url: str, target: str) -> None:
@@ -162,7 +163,7 @@ class Expansion:
             if before.node.path != node.path:
                 self._note(
                     "outputs %s and %s have the same url %s; the first was stored."
-                    % (printable(before.path), printable(shown), listed(url))
+                    % (printable(before.path), printable(shown), redact(url))
                 )
             return
         if len(self._taken) > MAX_ENTRIES:

@@ -120,6 +120,8 @@ class RootDir:
     real: str
     """`path` with every link resolved, once."""
     writable: bool
+    mounted: bool = False
+    """Its mode is ``mount``."""
 
     def open(self) -> int:
         return os.open(self.real, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -159,7 +161,11 @@ class Roots:
     def __init__(self, roots: Sequence[Root]) -> None:
         self.roots = [
             RootDir(
-                root.name, "/" + "/".join(split(root.path)), os.path.realpath(root.real or root.path), root.writable
+                name=root.name,
+                path="/" + "/".join(split(root.path)),
+                real=os.path.realpath(root.real or root.path),
+                writable=root.writable,
+                mounted=root.mode == "mount",
             )
             for root in roots
         ]

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Callable, Dict, List, Optional, Sequence, Tuple, TypeVar, Union
 
 import anyio
+import anyio.to_thread
 
 from ..plan import Input, Mount, Output, UrlPolicy
 from ..report import OutputFile, Root
@@ -15,6 +16,7 @@ from .base import Item, Sink, Source, Staging, Storage
 from .connect import HttpSettings
 from .copying import Copier, process_umask
 from .faults import LeaseLost, PathRefused, StagingError, os_fault
+from .live import Bound, LiveMounts, LiveSink
 from .local import LocalFile, together
 from .outputs import Expansion
 from .paths import Roots
@@ -24,9 +26,9 @@ from .scratch import Scratch
 from .threads import Stop, run_all, run_one
 from .urls import listed, printable, scheme, unsupported
 from .view import View, host_path
-from .web import WebStorage
+from .web import WebStorage, no_headers
 
-__all__ = ["HttpSettings", "LeaseLost", "Prepared", "Stager", "StagingError", "host_path", "unsupported"]
+__all__ = ["Bound", "HttpSettings", "LeaseLost", "Prepared", "Stager", "StagingError", "host_path", "unsupported"]
 
 T = TypeVar("T")
 
@@ -63,6 +65,7 @@ class Stager:
     `link_outputs`: an output may leave the scratch by a hard link; False where a process may outlive its executor.
     `durable`: outputs are flushed to disk before they are published (costs a flush a file).
     `umask`: that of this process, where the caller knows it already.
+    `headers_for`: asks (in a thread) for the headers of named credentials for a URL of the web.
     `storages`: kinds of storage besides the agent's roots and the web; they win over these.
     """
 
@@ -78,17 +81,27 @@ class Stager:
         durable: bool = True,
         umask: Optional[int] = None,
         storages: Sequence[Storage] = (),
+        headers_for: Optional[Callable[[str, Stop], Dict[str, str]]] = None,
     ) -> None:
         self._concurrency = concurrency
         self._owner = owner
+        umask = process_umask() if umask is None else umask
+        self._roots = Roots(roots)
+        self._mounts = LiveMounts(roots=self._roots, umask=umask, owner=owner)
+        self._live = LiveSink()
         local = LocalStorage(
-            roots=Roots(roots),
+            roots=self._roots,
             copier=Copier(),
-            umask=process_umask() if umask is None else umask,
+            umask=umask,
             link=link_outputs,
             durable=durable,
         )
-        web = WebStorage(policy=AddressPolicy(policy), settings=http if http is not None else HttpSettings())
+        web = WebStorage(
+            policy=AddressPolicy(policy),
+            settings=http if http is not None else HttpSettings(),
+            concurrency=concurrency,
+            headers_for=headers_for or no_headers,
+        )
         everything: Sequence[Storage] = (local, web, *storages)
         self._storages: Dict[str, Storage] = {name: storage for storage in everything for name in storage.schemes}
         self._sinks: Dict[int, Sink] = {}
@@ -121,6 +134,8 @@ class Stager:
     def _sink_for(self, output: Output) -> Sink:
         storage = self._storage_for(output)
         storage.check_output(output)
+        if output.live:
+            return self._live
         sink = self._sink_of(storage)
         if sink is None:
             raise StagingError("output %s cannot be stored: nothing can be stored there." % printable(output.path))
@@ -130,6 +145,21 @@ class Stager:
         if id(storage) not in self._sinks and (sink := storage.sink()) is not None:
             self._sinks[id(storage)] = sink
         return self._sinks.get(id(storage))
+
+    async def make_mounts(self, mounts: Sequence[Mount]) -> List[Bound]:
+        """Make what mounts of roots need on this host, and find what they are of. Raises `StagingError`."""
+        return await anyio.to_thread.run_sync(self._mounts.make, mounts)
+
+    async def find_mounts(self, mounts: Sequence[Mount]) -> List[Bound]:
+        """Find what mounts of roots are of, now. Raises `StagingError`."""
+        if all(mount.host is None for mount in mounts):
+            return []
+        return await anyio.to_thread.run_sync(self._mounts.find, mounts)
+
+    def open_live(self, place: str) -> int:
+        """Open a regular file of a mounted root, by its place (``live/…``). Raises OSError, `PathRefused`."""
+        with self._roots.find(place[len("live") :]) as found:
+            return found.open_file()
 
     async def stage_in(self, inputs: Sequence[Input], attempt_dir: str) -> List[str]:
         """Stage every input at its place below the attempt's directory; returns notes for ``system_logs``.
@@ -159,7 +189,7 @@ class Stager:
         `journal` gets these names in a thread before the first byte is written, so that a later run can `discard`
         them. On an error or a cancel they are removed here. Raises `StagingError`.
         """
-        view = View(attempt_dir=attempt_dir, mounts=mounts)
+        view = View(attempt_dir=attempt_dir, mounts=mounts, roots=self._roots)
         prepared = Prepared(view)
 
         def expand(stop: Stop) -> None:

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Container, List, Optional
+from typing import Container, List, Optional, Tuple
 from urllib.parse import quote, unquote_to_bytes
 
 from .faults import PathRefused
 
-__all__ = ["is_local", "is_web", "join", "listed", "local_path", "printable", "redact", "scheme", "unsupported"]
+__all__ = [
+    "is_local",
+    "is_web",
+    "join",
+    "listed",
+    "local_path",
+    "parted",
+    "printable",
+    "redact",
+    "scheme",
+    "unsupported",
+]
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.\-]*):")
 _ADVICE = "use a file:// URL (or a plain path) inside one of the agent's roots, or an http(s):// URL"
@@ -90,15 +101,24 @@ def local_path(url: str) -> str:
     return path
 
 
+def parted(url: str) -> Tuple[str, str]:
+    """Cut a web address before its query or fragment; all other URLs are path to their end."""
+    if not is_web(url):
+        return url, ""
+    at = min(found for found in (url.find("?"), url.find("#"), len(url)) if found >= 0)
+    return url[:at], url[at:]
+
+
 def join(url: str, names: List[str]) -> str:
-    """Append path components to a local URL, in that URL's own spelling (percent-encoded or plain)."""
+    """Append path components to a URL, in its own spelling (percent-encoded or plain), before a web address's query."""
     if not names:
         return url
+    path, rest = parted(url)
     if url.startswith("/"):
         tail = "/".join(printable(name) for name in names)
     else:
         tail = "/".join(quote(os.fsencode(name)) for name in names)
-    return url.rstrip("/") + "/" + tail
+    return path.rstrip("/") + "/" + tail + rest
 
 
 def redact(url: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections import deque
@@ -10,7 +11,8 @@ from dataclasses import dataclass
 from typing import Deque, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from ..plan import Mount
-from .paths import MAX_LINKS, open_dir, open_file
+from .faults import PathRefused
+from .paths import MAX_LINKS, Found, Roots, open_dir, open_file
 
 __all__ = ["MAX_DEPTH", "Missing", "Node", "View", "host_path"]
 
@@ -61,10 +63,14 @@ def host_path(path: str, mounts: Sequence[Mount]) -> str:
 
 
 class View:
-    """A tree (see `globs.Tree`) of what the container saw. Its nodes name places; nothing is held open."""
+    """A tree (see `globs.Tree`) of what the container saw. Its nodes name places; nothing is held open.
 
-    def __init__(self, *, attempt_dir: str, mounts: Sequence[Mount]) -> None:
+    Places that begin with ``live`` are paths of the host, found beneath `roots`.
+    """
+
+    def __init__(self, *, attempt_dir: str, mounts: Sequence[Mount], roots: Optional[Roots] = None) -> None:
         self._dir = attempt_dir
+        self._roots = roots
         self._mounts = {_split(mount.target): _split(mount.source) for mount in mounts}
         self._over: Dict[_Parts, List[str]] = {}
         for target in self._mounts:
@@ -79,7 +85,32 @@ class View:
         return _locate(node.path, self._mounts)
 
     @contextmanager
+    def _live(self, parts: _Parts) -> Iterator[Found]:
+        """Find a place that is mounted as it is. A link in the last place is not followed; missing is an OSError."""
+        if self._roots is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        try:
+            root, names = self._roots.belongs("/" + "/".join(parts[1:]))
+            found = self._roots.walk(root, names, write=True)
+        except PathRefused as error:  # a link that was put there meanwhile
+            raise FileNotFoundError(errno.ENOENT, error.why) from None
+        try:
+            if found.info is None:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            yield found
+        finally:
+            found.close()
+
+    @contextmanager
     def _directory(self, parts: _Parts) -> Iterator[int]:
+        if parts[:1] == ("live",):
+            with self._live(parts) as found:
+                handle = found.open_dir()
+            try:
+                yield handle
+            finally:
+                os.close(handle)
+            return
         base = os.open(self._dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             handle = open_dir(base, parts)
@@ -94,6 +125,14 @@ class View:
     def opened(self, node: Node) -> Iterator[Tuple[int, str, int]]:
         """Open a regular file: descriptor of its directory, its name there, its own descriptor. Raises OSError."""
         host = self.host(node)
+        if host[:1] == ("live",):
+            with self._live(host) as found:
+                handle = open_file(found.parent, found.name, node.info)
+                try:
+                    yield found.parent, found.name, handle
+                finally:
+                    os.close(handle)
+            return
         with self._directory(host[:-1]) as parent:
             handle = open_file(parent, host[-1], node.info)
             try:
@@ -105,6 +144,9 @@ class View:
         """Look at one place without following a link. Raises FileNotFoundError; None: a mount's mere parent."""
         host = _locate(parts, self._mounts)
         try:
+            if host[:1] == ("live",):
+                with self._live(host) as found:
+                    return found.info
             with self._directory(host[:-1]) as parent:
                 return os.stat(host[-1], dir_fd=parent, follow_symlinks=False)
         except OSError as error:

@@ -1,31 +1,50 @@
-"""``http(s)://`` as a kind of storage."""
+"""``http(s)://`` as a kind of storage: a GET for each input, a PUT for each file of an output."""
 
 from __future__ import annotations
 
+import re
 from functools import partial
-from typing import List, Optional, Sequence
+from typing import Callable, Dict, List, Sequence
 
 from ..plan import Input, Output
-from .base import Sink, Staging
+from .base import Staging
 from .connect import HttpSettings
 from .faults import PathRefused, StagingError, os_fault
 from .http import Downloader
 from .policy import AddressPolicy
+from .put import WebSink
 from .scratch import Scratch
 from .threads import Stop
-from .urls import printable, redact
+from .urls import parted, printable, redact
 
-__all__ = ["WebStorage"]
+__all__ = ["WebStorage", "no_headers"]
+
+
+def no_headers(url: str, stop: Stop) -> Dict[str, str]:
+    """There are no named credentials."""
+    return {}
 
 
 class WebStorage:
-    """Files that a GET gives."""
+    """Files that a GET gives, and that a PUT takes.
+
+    `headers_for` asks for the headers of the named credentials for a URL; blocking, and raises `StagingError`.
+    """
 
     schemes: Sequence[str] = ("http", "https")
 
-    def __init__(self, *, policy: AddressPolicy, settings: HttpSettings) -> None:
+    def __init__(
+        self,
+        *,
+        policy: AddressPolicy,
+        settings: HttpSettings,
+        concurrency: int,
+        headers_for: Callable[[str, Stop], Dict[str, str]] = no_headers,
+    ) -> None:
         self._policy = policy
         self._settings = settings
+        self._headers_for = headers_for
+        self._sink = WebSink(policy=policy, settings=settings, concurrency=concurrency, headers_for=headers_for)
 
     def check_input(self, item: Input) -> None:
         """Refuse a directory: HTTP has none."""
@@ -36,25 +55,27 @@ class WebStorage:
             )
 
     def check_output(self, output: Output) -> None:
-        """Refuse all."""
-        raise StagingError(
-            "output %s cannot be stored: http(s):// is not served for outputs by this runner; "
-            "use a file:// URL (or a plain path) inside one of the agent's roots." % printable(output.path)
-        )
+        """Refuse what names no host."""
+        if not re.match(r"(?i)https?://[^/@\s]", parted(output.url)[0]):
+            raise StagingError("output %s cannot be stored: its url names no host; check it." % printable(output.path))
 
     def source(self, scratch: Scratch, stop: Stop) -> _WebSource:
         """See `base.Storage`."""
-        return _WebSource(scratch, Downloader(policy=self._policy, settings=self._settings, stop=stop))
+        downloader = Downloader(policy=self._policy, settings=self._settings, stop=stop)
+        return _WebSource(scratch, downloader, self._headers_for)
 
-    def sink(self) -> Optional[Sink]:
-        """It is for inputs only."""
-        return None
+    def sink(self) -> WebSink:
+        """See `base.Storage`."""
+        return self._sink
 
 
 class _WebSource:
-    def __init__(self, scratch: Scratch, downloader: Downloader) -> None:
+    def __init__(
+        self, scratch: Scratch, downloader: Downloader, headers_for: Callable[[str, Stop], Dict[str, str]]
+    ) -> None:
         self._scratch = scratch
         self._downloader = downloader
+        self._headers_for = headers_for
 
     def look(self, item: Input, place: List[str], stop: Stop) -> Staging:
         return Staging(calls=[partial(self._download, item, item.url or "", place)])
@@ -63,9 +84,10 @@ class _WebSource:
         self._downloader.close()
 
     def _download(self, item: Input, url: str, place: List[str], stop: Stop) -> List[str]:
+        headers = self._headers_for(url, stop) if item.login else {}
         try:
             with self._scratch.new_file(place, 0o666 if item.writable else 0o644) as target:
-                return self._downloader.download(url, target)[1]
+                return self._downloader.download(url, target, headers)[1]
         except PathRefused as error:
             raise StagingError("input %s %s." % (redact(url), error.why)) from None
         except OSError as error:
