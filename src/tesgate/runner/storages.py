@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Callable, Dict, List
 
+from .access import AccessAnswer, AccessRequest, Login
 from .gateway import GatewayClient
 from .plan import Plan
 from .report import AttemptRef
@@ -30,8 +31,10 @@ def storages_of(plan: Plan, client: GatewayClient, *, ftp: FtpServers) -> List[S
     ask = partial(client.access, AttemptRef(task=plan.task, attempt=plan.attempt), plan.token)
     settings = HttpSettings(ca_file=client.ca_file, tries=_TRIES)
     policy = AddressPolicy(plan.url_policy)
+    # Where a DRS id leads is no URL of the task: the gateway gives no credentials for it.
+    drs = [FtpStorage(plan, ask=_nobody, servers=ftp)]
     return [
-        ObjectStorage(ask=ask, settings=settings, inputs=plan.inputs, policy=policy),
+        ObjectStorage(ask=ask, settings=settings, inputs=plan.inputs, policy=policy, others=drs),
         FtpStorage(plan, ask=ask, servers=ftp),
     ]
 
@@ -39,3 +42,8 @@ def storages_of(plan: Plan, client: GatewayClient, *, ftp: FtpServers) -> List[S
 def headers_of(plan: Plan, client: GatewayClient) -> Callable[[str, Stop], Dict[str, str]]:
     """Say who asks for the headers of named credentials for URLs of the web."""
     return WebLogins(partial(client.access, AttemptRef(task=plan.task, attempt=plan.attempt), plan.token)).headers
+
+
+def _nobody(request: AccessRequest) -> AccessAnswer:
+    """Answer as a gateway without credentials: the URL's own, or anonymous."""
+    return AccessAnswer(logins=[Login(url) for url in request.login])
