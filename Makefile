@@ -43,7 +43,7 @@ check: $(READY) ## style, types, layers and the quick tests (under 2 minutes)
 	@if [ -e tools/check_runner.py ]; then $(PY) tools/check_runner.py; fi
 	@$(PYTEST) -q -m "not bed and not slow" tests/unit tests/model tests/services tests/api $(ARGS)
 
-BENCHMARKS ?= overhead staging objects api polls lists statements load path_of_a_task claims
+BENCHMARKS ?= overhead staging objects ftp api polls lists statements load path_of_a_task claims
 .PHONY: bench
 bench: beds ## every benchmark with its table, one after the other (QUICK=1: minutes instead of hours)
 	@for script in $(BENCHMARKS:%=benchmarks/%.py); do \

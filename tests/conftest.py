@@ -190,6 +190,13 @@ def python39() -> Generator[Any]:
 
 
 @pytest.fixture(scope="session")
+def ftp() -> Generator[Any]:
+    """FTP servers (`tests.beds.ftp.Servers`)."""
+    with beds.standing("ftp") as bed:
+        yield bed
+
+
+@pytest.fixture(scope="session")
 def s3() -> Generator[Any]:
     """Two S3 servers (`tests.beds.s3.Servers`)."""
     with beds.standing("s3") as bed:

@@ -31,6 +31,7 @@ NAMES = (
     "podman_rootless",
     "netns",
     "s3",
+    "ftp",
 )
 
 

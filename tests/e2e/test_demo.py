@@ -20,7 +20,7 @@ import pytest
 from tesgate.cli.demo import image
 from tesgate.cli.demo.engine import find_engine
 from tesgate.cli.demo.reads import count_reads, gc_by_chunk
-from tesgate.cli.demo.run import CHUNK, EXAMPLES, check, prepare, task_of
+from tesgate.cli.demo.run import CHUNK, EXAMPLES, WITH_STORES, check, prepare, task_of
 from tesgate.cli.failure import Failure
 
 pytestmark = pytest.mark.timeout(180)
@@ -42,7 +42,7 @@ def test_demo(runtime: str, tmp_path: Path, request: pytest.FixtureRequest) -> N
     environment = {**os.environ, "TESGATE_DATABASE_URL": "postgresql://nobody@127.0.0.1:9/none"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=150, env=environment, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("the results are right") == len(EXAMPLES)
+    assert done.stdout.count("the results are right") == len(EXAMPLES) + 1
     assert (tmp_path / "files/results/read_counts.tsv").read_text() == "sample_a\t12000\nsample_b\t8000\n"
     assert len(list((tmp_path / "files/results/sums").iterdir())) == 4
     (url,) = re.findall(r"^Gateway  (\S+)", done.stdout, re.MULTILINE)
@@ -108,8 +108,8 @@ def test_data_is_always_the_same(tmp_path: Path) -> None:
 
 
 def test_tasks_are_filled_in(tmp_path: Path) -> None:
-    for name in EXAMPLES:
-        task = task_of(name, files=tmp_path, address="127.0.0.1:1", image="other:1")
+    for name in (*EXAMPLES, WITH_STORES):
+        task = task_of(name, files=tmp_path, address="127.0.0.1:1", image="other:1", ftp="127.0.0.1:2")
         assert "DEMO_" not in str(task)
         assert {executor["image"] for executor in task["executors"]} == {"other:1"}
 

@@ -146,8 +146,8 @@ class Gateway:
         self.access_service = AccessService(
             uploads=self._uploads,
             endpoints=self._endpoints,
-            drs=DrsAnswers(self._drs),
             logins=Credentials(settings.credentials),
+            drs=DrsAnswers(self._drs),
         )
         self._plan_settings = _plan_settings(settings, opened.deployment)
         self.agent_trouble: Callable[[], str] = lambda: ""

@@ -113,15 +113,15 @@ class Settings(BaseSettings):
         "for all replicas together; null: in the data directory, each replica for itself.",
     )
     file_roots: list[FileRoot] = Field(default=[], description="Local directories that tasks may use.")
-    credentials: list[Credential] = Field(
-        default=[],
-        description="What to log in with on FTP and HTTP servers.",
-        json_schema_extra={"secret": True},
-    )
     pools: list[AgentPool] = Field(
         default=[],
         description="The pools of agents that get tasks, in the order in which they are filled. Empty: all pools, the "
         "one of this gateway's own agent first, and open to everybody.",
+    )
+    credentials: list[Credential] = Field(
+        default=[],
+        description="What to log in with on FTP and HTTP servers.",
+        json_schema_extra={"secret": True},
     )
     server: ServerSettings = ServerSettings()
     service: ServiceSettings = ServiceSettings()
@@ -172,13 +172,13 @@ class Settings(BaseSettings):
             values = [str(getattr(root, what)) for root in self.file_roots]
             double = sorted({value for value in values if values.count(value) > 1})
             lines.extend(f"file_roots: two roots have the {what} {value!r}; keep one of them" for value in double)
-        lines.extend(self._check_s3())
         names = [credential.name for credential in self.credentials]
         lines.extend(
             f"credentials: two have the name {name!r}; rename one of them"
             for name in sorted({*names})
             if names.count(name) > 1
         )
+        lines.extend(self._check_s3())
         if self.auth.mode != "none" and self.runtime.engine == "bubblewrap":
             lines.append(
                 "runtime.engine: bubblewrap is for a single user and cannot be used with auth.mode `tokens`; use "

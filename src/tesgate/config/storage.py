@@ -41,7 +41,7 @@ class FileRoot(Group):
 
 
 class UrlPolicySettings(Group):
-    """Which addresses `http(s)://` inputs may lead to, after redirects and name resolution."""
+    """Which addresses URLs of inputs and outputs may lead to, after redirects and name resolution."""
 
     allow_private: bool = Field(
         default=False,

@@ -24,6 +24,7 @@ from .settings import AgentSettings
 from .step import user_of
 from .storages import headers_of, storages_of
 from .transfer.copying import process_umask
+from .transfer.ftp import FtpServers
 from .transfer.stage import Stager
 from .volumes import VolumeError, resolve_volumes
 from .watch import Watch
@@ -131,6 +132,7 @@ class _Stagers:
         self._settings = settings
         self._client = client
         self._umask = process_umask()
+        self._ftp = FtpServers()
 
     def __call__(self, plan: Plan) -> Stager:
         user = user_of(plan.run_as)
@@ -144,7 +146,7 @@ class _Stagers:
             concurrency=self._settings.concurrency,
             owner=owner,
             umask=self._umask,
-            storages=storages_of(plan, self._client),
+            storages=storages_of(plan, self._client, ftp=self._ftp),
             headers_for=headers_of(plan, self._client),
         )
 

@@ -10,6 +10,7 @@ from .plan import Plan
 from .report import AttemptRef
 from .transfer.base import Storage
 from .transfer.connect import HttpSettings
+from .transfer.ftp import FtpServers, FtpStorage
 from .transfer.logins import WebLogins
 from .transfer.policy import AddressPolicy
 from .transfer.s3 import ObjectStorage
@@ -20,16 +21,19 @@ __all__ = ["headers_of", "storages_of"]
 _TRIES = 8
 """Failures in a row of one request to an object store, which says SlowDown for minutes when it is busy."""
 
-_TRIES = 8
-"""Failures in a row of one request to an object store, which says SlowDown for minutes when it is busy."""
 
+def storages_of(plan: Plan, client: GatewayClient, *, ftp: FtpServers) -> List[Storage]:
+    """Make them for one attempt; they ask `client` for what they may not keep (`access`).
 
-def storages_of(plan: Plan, client: GatewayClient) -> List[Storage]:
-    """Make them for one attempt; they ask `client` for what they may not keep (`access`)."""
+    `ftp`: of the whole agent.
+    """
     ask = partial(client.access, AttemptRef(task=plan.task, attempt=plan.attempt), plan.token)
     settings = HttpSettings(ca_file=client.ca_file, tries=_TRIES)
     policy = AddressPolicy(plan.url_policy)
-    return [ObjectStorage(ask=ask, settings=settings, inputs=plan.inputs, policy=policy)]
+    return [
+        ObjectStorage(ask=ask, settings=settings, inputs=plan.inputs, policy=policy),
+        FtpStorage(plan, ask=ask, servers=ftp),
+    ]
 
 
 def headers_of(plan: Plan, client: GatewayClient) -> Callable[[str, Stop], Dict[str, str]]:

@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["READ_LENGTH", "count_reads", "gc_by_chunk", "write_reads"]
+__all__ = ["READ_LENGTH", "count_beginning", "count_reads", "gc_by_chunk", "write_reads"]
 
 READ_LENGTH = 100
 
@@ -24,6 +24,11 @@ def write_reads(path: Path, *, sample: str, count: int, seed: int) -> None:
 def count_reads(path: Path) -> int:
     """How many reads a FASTQ file holds."""
     return sum(1 for _ in _bases(path))
+
+
+def count_beginning(path: Path, bases: str) -> int:
+    """How many reads begin with `bases`."""
+    return sum(1 for read in _bases(path) if read.startswith(bases))
 
 
 def gc_by_chunk(path: Path, size: int) -> list[tuple[int, int]]:

@@ -15,15 +15,18 @@ from rich.console import Console
 
 from tesgate.cli.client import TesClient
 from tesgate.cli.demo.engine import Found, find_engine
-from tesgate.cli.demo.reads import count_reads, gc_by_chunk, write_reads
+from tesgate.cli.demo.reads import count_beginning, count_reads, gc_by_chunk, write_reads
 from tesgate.cli.demo.server import Gateway, free_port, web_server
+from tesgate.cli.demo.stores import BARCODES, BUCKET, Stores, missing_packages, stores
 from tesgate.cli.documents import fill, read_document
 from tesgate.cli.failure import Exit, Failure
 from tesgate.cli.watch import follow
 
-__all__ = ["CHUNK", "EXAMPLES", "check", "prepare", "run", "task_of"]
+__all__ = ["CHUNK", "EXAMPLES", "WITH_STORES", "check", "prepare", "run", "task_of"]
 
 EXAMPLES = ("hello.json", "count-reads.json", "split-and-sum.yaml")
+WITH_STORES = "s3-to-ftp.json"
+"""Runs where an S3 server and an FTP server can be started."""
 CHUNK = 2500
 """Reads in each part that split-and-sum makes."""
 _SAMPLES = (("sample_a", "web", 12_000, 1), ("sample_b", "files", 8_000, 2))
@@ -45,12 +48,25 @@ def run(data_dir: Path, *, runtime: str, keep: bool, timeout: float) -> int:
     with contextlib.ExitStack() as stack:
         stack.enter_context(_signals_end_in_order())
         address = stack.enter_context(web_server(web))
-        gateway = Gateway(home=home, files=files, runtime=found.runtime, web=address, port=free_port())
+        there: Stores | None = None
+        if missing := missing_packages():
+            say(f"Stores   left out: {' and '.join(missing)} not installed (pip install 'tesgate[demo]')", "dim")
+        else:
+            there = stack.enter_context(stores(home, files / "sample_b.fastq"))
+            say(f"Stores   S3 at {there.s3}, FTP at {there.ftp}")
+        gateway = Gateway(
+            home=home,
+            files=files,
+            runtime=found.runtime,
+            hosts=[address] if there is None else [address, there.ftp],
+            port=free_port(),
+            environment={} if there is None else there.environment(),
+        )
         stack.callback(gateway.stop)
         start = time.monotonic()
         gateway.start()
         say(f"Gateway  {gateway.url} (started in {time.monotonic() - start:.1f} s)\n")
-        code = _tasks(gateway, found, files, address, console, say, timeout)
+        code = _tasks(gateway, found, files, address, there, console, say, timeout)
         if not keep:
             gateway.stop()
         _closing(gateway, files, say, keep=keep)
@@ -97,9 +113,15 @@ def prepare(home: Path) -> tuple[Path, Path]:
     return files, web
 
 
-def task_of(name: str, *, files: Path, address: str, image: str) -> dict[str, Any]:
+def task_of(name: str, *, files: Path, address: str, image: str, ftp: str = "") -> dict[str, Any]:
     """The task document of an example, for this demo."""
-    document = fill(read_document(str(_example(name))), {"DEMO_DIR": str(files), "DEMO_HTTP": f"http://{address}"})
+    places = {
+        "DEMO_DIR": str(files),
+        "DEMO_HTTP": f"http://{address}",
+        "DEMO_S3": f"s3://{BUCKET}",
+        "DEMO_FTP": f"ftp://{ftp}",
+    }
+    document = fill(read_document(str(_example(name))), places)
     for executor in document["executors"]:
         executor["image"] = image
     return document
@@ -120,12 +142,15 @@ def _tasks(
     found: Found,
     files: Path,
     address: str,
+    there: Stores | None,
     console: Console,
     say: Callable[..., None],
     timeout: float,
 ) -> int:
+    names = EXAMPLES if there is None else (*EXAMPLES, WITH_STORES)
+    ftp = "" if there is None else there.ftp
     with TesClient(gateway.url) as client:
-        ids = [client.create(task_of(name, files=files, address=address, image=found.image)) for name in EXAMPLES]
+        ids = [client.create(task_of(name, files=files, address=address, image=found.image, ftp=ftp)) for name in names]
         try:
             tasks = follow(client, ids, console=console, timeout=timeout)
         except Failure as failure:
@@ -137,7 +162,7 @@ def _tasks(
             return int(Exit.INTERRUPTED)
     say("")
     failed = 0
-    for name, task in zip(EXAMPLES, tasks, strict=True):
+    for name, task in zip(names, tasks, strict=True):
         if task.get("state") != "COMPLETE":
             failed += 1
             attempts = task.get("logs") or [{}]
@@ -145,15 +170,15 @@ def _tasks(
             said += [log.get("stderr") or "" for log in attempts[-1].get("logs") or []]
             say(f"✗ {name}: {task.get('state')}. " + " ".join(part.strip() for part in said if part.strip()), "red")
             continue
-        wrong = check(name, task, files, files.parent / "web")
+        wrong = check(name, task, files, files.parent / "web", there)
         failed += bool(wrong)
         say(f"✗ {name}: {wrong}" if wrong else f"✓ {name}: the results are right", "red" if wrong else "green")
     if failed:
-        say(f"{failed} of {len(EXAMPLES)} went wrong; the gateway's log is {gateway.log}.", "red")
+        say(f"{failed} of {len(names)} went wrong; the gateway's log is {gateway.log}.", "red")
     return 1 if failed else 0
 
 
-def check(name: str, task: dict[str, Any], files: Path, web: Path) -> str | None:
+def check(name: str, task: dict[str, Any], files: Path, web: Path, there: Stores | None = None) -> str | None:
     """What is wrong with the results of an example; they are computed again here, in another way."""
     results = files / "results"
     try:
@@ -180,6 +205,17 @@ def check(name: str, task: dict[str, Any], files: Path, web: Path) -> str | None
                     return "the parts do not make up the file that was split"
                 extra = set((results / "parts").iterdir()) - set(parts)
                 return f"unexpected: {sorted(map(str, extra))}" if extra else None
+            case "s3-to-ftp.json" if there is not None:
+                lines = {
+                    name: f"{code}\t{count_beginning(files / 'sample_b.fastq', code)}\n"
+                    for name, code in BARCODES.items()
+                }
+                tables = there.ftp_directory / "results" / "tables"
+                stored = {path.stem: path.read_text("ascii") for path in tables.iterdir()}
+                if stored != lines:
+                    return f"the tables on the FTP server hold {stored!r}, not {lines!r}"
+                said = there.read("results/found with space.txt").decode("ascii")
+                return None if said == "".join(sorted(lines.values())) else f"the object in the bucket holds {said!r}"
             case _:
                 return "nobody knows what it should hold"
     except (OSError, LookupError, TypeError) as error:

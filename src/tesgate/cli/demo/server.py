@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,10 @@ def free_port(preferred: int = 8000) -> int:
 class Gateway:
     """``tesgate serve`` as a process of its own, with its log in a file."""
 
-    def __init__(self, *, home: Path, files: Path, runtime: str, web: str, port: int) -> None:
+    def __init__(
+        self, *, home: Path, files: Path, runtime: str, hosts: Sequence[str], port: int, environment: Mapping[str, str]
+    ) -> None:
+        """`hosts`: ``host:port`` of servers on loopback that tasks may use. `environment`: settings besides."""
         self.url = f"http://127.0.0.1:{port}"
         self.log = home / "gateway.log"
         self.arguments = [
@@ -67,7 +70,8 @@ class Gateway:
         ]
         # Settings of the user's own gateway must not reach this one.
         self._environment = {name: value for name, value in os.environ.items() if not name.startswith("TESGATE_")}
-        self._environment["TESGATE_URL_POLICY__ALLOWED_HOSTS"] = web
+        self._environment["TESGATE_URL_POLICY__ALLOWED_HOSTS"] = ",".join(hosts)
+        self._environment.update(environment)
         self._environment["TESGATE_AGENT__IDLE_EXIT"] = "5"
         self._process: subprocess.Popen[bytes] | None = None
         # `make demo` runs in a virtual environment that the person's shell has not entered.

@@ -35,7 +35,7 @@ else:
         return method
 
 
-__all__ = ["Guard", "HttpSettings", "Unresolved", "connect_any", "make_pools"]
+__all__ = ["Guard", "HttpSettings", "Unresolved", "connect_again", "connect_any", "make_pools"]
 
 _SLICE = 0.1
 _Place = Tuple[int, int, int, str, Tuple[Any, ...]]
@@ -168,6 +168,11 @@ def connect_any(
         except OSError as error:
             fault = error
     raise fault
+
+
+def connect_again(place: Tuple[Any, ...], family: int, port: int, stop: Stop, timeout: float) -> socket.socket:
+    """Connect to another port of an address that was checked before (`getpeername`). Raises OSError, `Stopped`."""
+    return _connect((family, socket.SOCK_STREAM, 0, "", (place[0], port, *place[2:])), (), stop, timeout)
 
 
 def make_pools(policy: AddressPolicy, stop: Stop, settings: HttpSettings) -> urllib3.PoolManager:

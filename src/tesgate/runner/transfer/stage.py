@@ -24,7 +24,7 @@ from .policy import AddressPolicy
 from .roots import LocalSource, LocalStorage
 from .scratch import Scratch
 from .threads import Stop, run_all, run_one
-from .urls import printable, scheme, unsupported
+from .urls import listed, printable, scheme, unsupported
 from .view import View, host_path
 from .web import WebStorage, no_headers
 
@@ -50,7 +50,7 @@ class Prepared:
     @property
     def files(self) -> List[OutputFile]:
         """What the task's ``logs[].outputs`` will list."""
-        return [OutputFile(printable(i.entry.url), printable(i.entry.path), i.size) for i in self.items]
+        return [OutputFile(listed(i.entry.url), printable(i.entry.path), i.size) for i in self.items]
 
     @property
     def empty(self) -> bool:

@@ -9,7 +9,18 @@ from urllib.parse import quote, unquote_to_bytes
 
 from .faults import PathRefused
 
-__all__ = ["is_local", "is_web", "join", "local_path", "parted", "printable", "redact", "scheme", "unsupported"]
+__all__ = [
+    "is_local",
+    "is_web",
+    "join",
+    "listed",
+    "local_path",
+    "parted",
+    "printable",
+    "redact",
+    "scheme",
+    "unsupported",
+]
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.\-]*):")
 _ADVICE = "use a file:// URL (or a plain path) inside one of the agent's roots, or an http(s):// URL"
@@ -112,12 +123,23 @@ def join(url: str, names: List[str]) -> str:
 
 def redact(url: str) -> str:
     """Return the URL fit for a message: without user information, query and fragment of web addresses."""
+    if scheme(url) in ("ftp", "ftps"):
+        return listed(url)
     found = re.match(r"^([A-Za-z][A-Za-z0-9+.\-]*)://([^/?#]*)([^?#]*)(.?)", url, re.DOTALL)
     if found is None or found.group(1).lower() == "file":
         return printable(url)
-    scheme, host, path, more = found.groups()
-    shown = "%s://%s%s" % (scheme, host.rpartition("@")[2], path)
+    kind, host, path, more = found.groups()
+    shown = "%s://%s%s" % (kind, host.rpartition("@")[2], path)
     return printable(shown + ("?…" if more == "?" else ""))
+
+
+def listed(url: str) -> str:
+    """Return the URL as the task's log lists it: whole, but for a user and a password in it."""
+    if scheme(url) == "file":
+        return printable(url)
+    # In FTP's URLs neither ? nor # ends anything, so that one may stand in a password.
+    info = "[^/]*@" if scheme(url) in ("ftp", "ftps") else "[^/?#]*@"
+    return printable(re.sub(r"^([A-Za-z][A-Za-z0-9+.\-]*://)" + info, r"\1", url))
 
 
 def _quoted(text: str) -> str:

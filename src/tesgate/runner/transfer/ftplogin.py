@@ -1,0 +1,112 @@
+"""Who to be on FTP servers: from the URL itself, or from the gateway. In memory only."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import Callable, Dict, List, Optional, Sequence
+
+from ..access import AccessAnswer, AccessRequest, Login
+from ..gateway import Backoff, GatewayFault, Gone, Unauthorized
+from .faults import StagingError
+from .ftpurl import FtpUrl, is_line
+from .threads import Stop
+from .urls import redact
+
+__all__ = ["DEFAULT_SESSIONS", "FtpLogin", "Logins"]
+
+DEFAULT_SESSIONS = 4
+"""At one server, of one agent with all its attempts."""
+_MOST = 500
+"""Questions in one message."""
+_TRIES = 12
+
+
+@dataclass(frozen=True)
+class FtpLogin:
+    """A user, and how much TLS the server must have for it."""
+
+    user: str = "anonymous"
+    password: str = field(default="anonymous@", repr=False)
+    tls: str = "never"
+    """``required`` (verified), ``offered`` (taken where there is some, whoever it proves to be) or ``never``."""
+    ca: Optional[str] = None
+    """Certificates to trust in place of the system's, PEM."""
+    sessions: int = DEFAULT_SESSIONS
+
+    @property
+    def secret(self) -> Optional[str]:
+        """What no message may hold."""
+        return None if self.user == "anonymous" else self.password
+
+
+class Logins:
+    """Logins of one attempt, by URL as the task has them. Safe in many threads; in memory only."""
+
+    def __init__(self, *, ask: Callable[[AccessRequest], AccessAnswer], urls: Sequence[str]) -> None:
+        """`urls`: all of the task, which are asked for together; `ask` raises `GatewayFault`."""
+        self._ask = ask
+        self._urls = list(dict.fromkeys(urls))
+        self._lock = threading.Lock()
+        self._known: Dict[str, Login] = {}
+
+    def of(self, url: str, spot: FtpUrl, stop: Stop) -> FtpLogin:
+        """Who to be for a URL. Raises `StagingError`, `Stopped`."""
+        with self._lock:
+            if url not in self._known:
+                start = self._urls.index(url) if url in self._urls else 0
+                batch = [url, *(other for other in self._urls[start:] if other != url and other not in self._known)]
+                for login in self._answers(batch[:_MOST], stop):
+                    # A fault that passes is asked about again the next time.
+                    if login.url == url or login.fault is None:
+                        self._known[login.url] = login
+            found = self._known[url]
+            if found.fault is not None:
+                del self._known[url]
+                raise StagingError(found.fault.sentence, transient=found.fault.kind == "passing")
+        return _login(found, spot)
+
+    def forget(self, url: str) -> None:
+        """Ask again the next time: the server did not take what was known, and a password may have rotated."""
+        with self._lock:
+            self._known.pop(url, None)
+
+    def _answers(self, urls: List[str], stop: Stop) -> List[Login]:
+        backoff = Backoff()
+        for last in [False] * (_TRIES - 1) + [True]:
+            stop.check()
+            try:
+                answer = self._ask(AccessRequest(login=urls))
+                if [login.url for login in answer.logins] == urls:
+                    return answer.logins
+                why: object = "it answered another question"
+            except (Gone, Unauthorized) as exc:
+                raise StagingError(
+                    "the gateway does not tell this attempt any more what to log in with: %s" % exc, transient=True
+                ) from None
+            except GatewayFault as exc:
+                why = exc
+            if not last:
+                stop.wait(backoff.next())
+        raise StagingError(
+            "%s: the gateway did not tell what to log in with (%s)." % (redact(urls[0]), why), transient=True
+        )
+
+
+def _login(found: Login, spot: FtpUrl) -> FtpLogin:
+    """Put together what the gateway says and what the URL itself holds, which wins."""
+    user, password = found.user, found.password
+    if spot.user is not None:
+        user, password = spot.user, spot.password or ""
+    tls = found.options.get("tls", "")
+    if spot.scheme == "ftps" or tls not in ("required", "offered", "never"):
+        # Whoever writes a password into a URL has not asked for TLS, and gets it where there is some.
+        tls = "required" if spot.scheme == "ftps" else "never" if user is None else "offered"
+    sessions = found.options.get("sessions", "")
+    ca = found.options.get("ca")
+    count = int(sessions) if sessions.isdigit() and 0 < int(sessions) <= 64 else DEFAULT_SESSIONS
+    if user is None:
+        return FtpLogin(tls=tls, ca=ca, sessions=count)
+    if not is_line(user) or not is_line(password or ""):
+        raise StagingError("the credential for %s cannot be sent to an FTP server." % redact(found.url))
+    return FtpLogin(user=user, password=password or "", tls=tls, ca=ca, sessions=count)

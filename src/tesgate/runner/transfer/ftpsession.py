@@ -1,0 +1,344 @@
+"""One session with an FTP server: login, TLS, single commands. Moving bytes is `ftpdata`'s.
+
+ftplib parses replies; connecting, TLS and names are ours: connections go to the checked address only and end with a
+stop, and names are octets. RFC 959, 2228, 2389, 2428, 2640, 3659, 4217.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ftplib
+import re
+import socket
+import ssl
+from dataclasses import dataclass
+from typing import Any, Dict, Optional, Tuple
+
+from .connect import Guard, connect_again, connect_any
+from .ftpfaults import FtpPassing, FtpRefused, code_of
+from .ftplogin import FtpLogin
+from .ftpurl import FtpUrl, is_line
+from .policy import AddressPolicy
+from .threads import Stop
+
+__all__ = ["FtpSession", "FtpSettings", "Habits", "Trust"]
+
+_UNKNOWN = (500, 501, 502, 503, 504)
+"""Answers that mean: this command is not served (so)."""
+_MOST_LINES = 1000
+"""Of one reply."""
+_KEEP_ALIVE = (("TCP_KEEPIDLE", 45), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 8))
+
+
+@dataclass(frozen=True)
+class FtpSettings:
+    """How patient transfers are. Spans are seconds."""
+
+    connect_timeout: float = 10.0
+    read_timeout: float = 60.0
+    """Longest silence of a server, in a reply or in the middle of a file."""
+    reply_timeout: float = 30.0
+    """For the last word about a file whose bytes are all there: after it, its size is asked in a new session."""
+    tries: int = 6
+    """Failures in a row (without a new byte) after which a file is given up."""
+    first_pause: float = 0.5
+    max_pause: float = 30.0
+
+
+@dataclass
+class Habits:
+    """What was learned about a server, for all later sessions of this agent."""
+
+    epsv: bool = True
+    tls: bool = True
+    """Its TLS works, where it is only taken because it is offered."""
+
+
+class Trust:
+    """TLS contexts: making one reads the system's certificates."""
+
+    def __init__(self) -> None:
+        self._made: Dict[Tuple[bool, Optional[str]], ssl.SSLContext] = {}
+
+    def context(self, login: FtpLogin) -> ssl.SSLContext:
+        """Raises `FtpRefused` where the gateway's certificates are none."""
+        key = (login.tls == "required", login.ca if login.tls == "required" else None)
+        if key not in self._made:
+            if key[0]:
+                try:
+                    made = ssl.create_default_context(cadata=key[1])
+                except (ssl.SSLError, ValueError):
+                    raise FtpRefused("the ca_file of its credential holds no certificates; correct it") from None
+            else:
+                made = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+                made.check_hostname = False
+                made.verify_mode = ssl.CERT_NONE
+            self._made[key] = made
+        return self._made[key]
+
+
+class FtpSession(ftplib.FTP):
+    """One control connection, logged in, for binary transfers. Not for two threads at a time.
+
+    Everything raises what `ftpfaults.explain` knows, and `Stopped` or OSError after a stop.
+    """
+
+    def __init__(
+        self,
+        spot: FtpUrl,
+        login: FtpLogin,
+        *,
+        policy: AddressPolicy,
+        settings: FtpSettings,
+        habits: Habits,
+        trust: Trust,
+        stop: Stop,
+    ) -> None:
+        super().__init__()
+        self.settings = settings
+        self.login_as = login
+        self.habits = habits
+        self.broken = True
+        """Nobody may go on with it: a reply is outstanding, or the connection is gone."""
+        self.reused = False
+        """It was kept for a while: the server may have ended it meanwhile."""
+        self.context: Optional[ssl.SSLContext] = None
+        """Of the data connections too, once they are to be protected."""
+        self.features: Dict[str, str] = {}
+        self.home = "/"
+        self.host_name = spot.host
+        self.stop = stop
+        self._lines = 0
+        self._raw: Optional[socket.socket] = None
+        self._guard: Optional[Guard] = None
+        try:
+            self._begin(spot, login, policy, trust)
+        except BaseException:
+            self.end()
+            raise
+        self.broken = False
+
+    def _begin(self, spot: FtpUrl, login: FtpLogin, policy: AddressPolicy, trust: Trust) -> None:
+        self.sock = sock = connect_any(
+            spot.host,
+            spot.port,
+            self.stop,
+            self.settings.connect_timeout,
+            check=lambda addresses: policy.check(spot.host, spot.port, addresses),
+        )
+        self._guard = Guard(sock, self.stop)
+        self._raw = sock.dup()
+        self._place, self.af = sock.getpeername(), sock.family
+        # While a file is under way nothing else goes over this connection, and routers forget what is silent.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in _KEEP_ALIVE:
+            if hasattr(socket, name):
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+        sock.settimeout(self.settings.read_timeout)
+        context = None if login.tls == "never" else trust.context(login)
+        if context is not None and spot.implicit:
+            self._protect(context)
+        else:
+            self._listen()
+        self.getresp()
+        if context is not None and not spot.implicit and (login.tls == "required" or self.habits.tls):
+            self._upgrade(context, login)
+        self._log_in(login)
+        if self.context is not None:
+            self.voidcmd("PBSZ 0")
+            self.voidcmd("PROT P")
+        self._learn()
+
+    def _listen(self) -> None:
+        assert self.sock is not None
+        self.file = self.sock.makefile("r", encoding="utf-8", errors="surrogateescape", newline=None)
+
+    def _protect(self, context: ssl.SSLContext) -> None:
+        """Go over to TLS. What was read in the clear and not used yet is forgotten: anybody may have put it there."""
+        assert self.sock is not None
+        self.sock = context.wrap_socket(self.sock, server_hostname=self.host_name)
+        self.context = context
+        self._listen()
+
+    def _upgrade(self, context: ssl.SSLContext, login: FtpLogin) -> None:
+        try:
+            self.voidcmd("AUTH TLS")
+        except ftplib.error_perm:
+            if login.tls == "required":
+                raise FtpRefused(
+                    "the server has no TLS, and nothing may be sent to it without; the gateway's operator can change "
+                    "that in the credential (tls)"
+                ) from None
+            return
+        try:
+            self._protect(context)
+        except (ssl.SSLError, ConnectionError) as error:
+            if login.tls != "required":
+                self.habits.tls = False
+                raise FtpPassing("the server's TLS does not work") from error
+            raise
+
+    def _log_in(self, login: FtpLogin) -> None:
+        answer = self.sendcmd("USER " + login.user)
+        if answer[:1] == "3":
+            answer = self.sendcmd("PASS " + login.password)
+        if answer[:1] == "3":
+            raise FtpRefused("the server asks for an account besides the user, which is not served")
+
+    def _learn(self) -> None:
+        with contextlib.suppress(ftplib.error_perm, ftplib.error_temp):
+            for line in self.sendcmd("FEAT").splitlines()[1:-1]:
+                word, _, more = line.strip().partition(" ")
+                self.features[word.upper()] = more
+        if "UTF8" in self.features:
+            with contextlib.suppress(ftplib.error_perm, ftplib.error_temp):
+                self.sendcmd("OPTS UTF8 ON")
+        self.voidcmd("TYPE I")
+        with contextlib.suppress(ftplib.error_perm, ftplib.error_temp):
+            home = self.where()
+            self.home = home if home.startswith("/") else "/"
+
+    # -- lines -------------------------------------------------------------------------------------------------
+
+    def putline(self, line: str) -> None:
+        if not is_line(line):
+            raise FtpRefused("a name holds a line break or a NUL character, which FTP cannot transport")
+        assert self.sock is not None
+        self.sock.sendall(line.encode("utf-8", "surrogateescape") + b"\r\n")
+
+    def getline(self) -> str:
+        self._lines += 1
+        if self._lines > _MOST_LINES:
+            raise ftplib.Error("a reply without end")
+        return super().getline()
+
+    def getresp(self) -> str:
+        """Get a reply; one that does not come whole breaks the session."""
+        before, self.broken = self.broken, True
+        self._lines = 0
+        try:
+            answer = super().getresp()
+        except (ftplib.error_temp, ftplib.error_perm) as error:
+            self.broken = before or code_of(error) == 421
+            raise
+        self.broken = before
+        return answer
+
+    def putcmd(self, line: str) -> None:
+        before, self.broken = self.broken, True
+        super().putcmd(line)
+        self.broken = before
+
+    # -- questions ---------------------------------------------------------------------------------------------
+
+    def absolute(self, path: str) -> str:
+        """Return an absolute path on the server, without a slash at its end."""
+        whole = path if path.startswith("/") else self.home.rstrip("/") + "/" + path
+        return whole.rstrip("/") or "/"
+
+    def where(self) -> str:
+        """Return the current directory, by name of the server."""
+        found = re.match(r'257 "((?:[^"]|"")*)"', self.sendcmd("PWD"))
+        return found.group(1).replace('""', '"') if found else ""
+
+    def length(self, path: str) -> Optional[int]:
+        """Return a file's size in bytes; None where the server cannot tell. Raises 550 for what is no file."""
+        try:
+            found = re.match(r"213[ ]+([0-9]{1,18})\s*$", self.sendcmd("SIZE " + path))
+        except ftplib.error_perm as error:
+            if code_of(error) in _UNKNOWN:
+                return None
+            raise
+        return int(found.group(1)) if found else None
+
+    def enter(self, path: str) -> bool:
+        """Make a directory the current one; False where there is none."""
+        try:
+            self.voidcmd("CWD " + path)
+        except ftplib.error_perm:
+            return False
+        return True
+
+    # -- data connections --------------------------------------------------------------------------------------
+
+    def connect_data(self) -> Tuple[socket.socket, Guard]:
+        """Open the data connection of the next command: to the address of the control connection, whatever is said.
+
+        A server behind NAT names an address that nobody reaches; a hostile one names somebody else's.
+        """
+        port, extended = self._passive()
+        try:
+            sock = connect_again(self._place, int(self.af), port, self.stop, self.settings.connect_timeout)
+        except OSError as error:
+            self.stop.check()
+            if extended:
+                self.habits.epsv = False  # routers that follow PASV may not know EPSV
+            raise FtpPassing("the data connection could not be made (%s)" % (error.strerror or "no answer")) from error
+        try:
+            return sock, Guard(sock, self.stop)
+        except BaseException:
+            sock.close()
+            raise
+
+    def _passive(self) -> Tuple[int, bool]:
+        is_v6 = self.af == socket.AF_INET6
+        if self.habits.epsv or is_v6:
+            try:
+                answer = self.sendcmd("EPSV")
+            except (ftplib.error_perm, ftplib.error_temp) as error:
+                if is_v6 or code_of(error) not in (*_UNKNOWN, 425, 522, 550):
+                    raise
+                self.habits.epsv = False
+                if self.broken:
+                    raise
+            except (EOFError, OSError):
+                self.habits.epsv = False  # some let it time out, or close the session
+                raise
+            else:
+                extended = re.search(r"\(([!-~])\1\1([0-9]{1,5})\1\)", answer)
+                if extended is None or not 0 < int(extended.group(2)) < 65536:
+                    raise FtpPassing("the server's answer to EPSV cannot be understood")
+                return int(extended.group(2)), True
+        found = re.search(r"((?:[0-9]{1,3}\s*,\s*){4})([0-9]{1,3})\s*,\s*([0-9]{1,3})", self.sendcmd("PASV"))
+        port = (int(found.group(2)) << 8) + int(found.group(3)) if found else 0
+        if not 0 < port < 65536:
+            raise FtpPassing("the server's answer to PASV cannot be understood")
+        return port, False
+
+    def protect_data(self, sock: socket.socket) -> socket.socket:
+        """Go over to TLS on a data connection, in the same TLS session, which servers ask for (RFC 4217)."""
+        if self.context is None:
+            return sock
+        session: Any = getattr(self.sock, "session", None)
+        return self.context.wrap_socket(sock, server_hostname=self.host_name, session=session)
+
+    # -- its life ----------------------------------------------------------------------------------------------
+
+    def bind(self, stop: Stop) -> None:
+        """Have a stop end it from now on. Raises `Stopped`."""
+        assert self._raw is not None
+        self.stop = stop
+        self._guard = Guard(self._raw, stop)
+
+    def unbind(self) -> None:
+        """Have no stop end it any more."""
+        guard, self._guard = self._guard, None
+        if guard is not None:
+            guard.close()
+
+    def end(self) -> None:
+        """Close it; idempotent, without waiting for anything."""
+        self.unbind()
+        raw, self._raw = self._raw, None
+        if raw is not None:
+            if not self.broken:
+                with contextlib.suppress(OSError, ValueError):
+                    raw.setblocking(False)
+                    if self.context is None:
+                        raw.send(b"QUIT\r\n")
+            with contextlib.suppress(OSError):
+                raw.shutdown(socket.SHUT_WR)
+            raw.close()
+        self.broken = True
+        with contextlib.suppress(OSError):
+            self.close()

@@ -1,0 +1,410 @@
+"""Outputs to FTP servers: bytes under a temporary name, then a rename under the publish lease.
+
+The temporary file lies in the file's own directory, or where that is missing in the deepest one above it that exists:
+directories are made when the outputs become visible, so that nothing is left behind.
+"""
+
+from __future__ import annotations
+
+import ftplib
+import json
+import logging
+import os
+import threading
+from dataclasses import dataclass
+from functools import partial
+from typing import Callable, Dict, List, Optional, Sequence, Set, Tuple
+
+from ..plan import Output
+from .base import Entry, Item
+from .faults import LeaseLost, PathRefused, StagingError, Stopped, os_fault
+from .ftpattempt import FtpAttempt
+from .ftpdata import Progress, send
+from .ftpfaults import FtpPassing, FtpRefused, code_of
+from .ftpsession import FtpSession
+from .ftptree import is_there, list_directory, size_of
+from .ftpurl import FtpUrl, is_line, read_url, split_target
+from .paths import is_temporary, temporary_name
+from .threads import Stop, parallel
+from .urls import printable, redact
+from .view import View
+
+__all__ = ["FtpSink"]
+
+_log = logging.getLogger(__name__)
+
+_TRACE = "ftp-part:"
+_AT_A_TIME = 4
+_DISCARD_SECONDS = 60.0
+_DISCARD_TRIES = 3
+
+
+@dataclass
+class FtpItem(Item):
+    """One file (or, without `temporary`, one directory)."""
+
+    spot: FtpUrl
+    """Its server; the path is that of the output as the task has it."""
+    url: str
+    """The task's own, by which the login is found."""
+    path: str
+    """Where it goes: decoded, from the login directory or absolute."""
+    temporary: str = ""
+    beside: str = ""
+    """The directory that holds the temporary file, once it was found."""
+    renaming: bool = False
+    """The server was told to rename, and has not answered."""
+
+    @property
+    def trace(self) -> Optional[str]:
+        """Server, path and temporary name; no password."""
+        if not self.temporary:
+            return None
+        return _TRACE + json.dumps([self.spot.server, self.path, self.temporary])
+
+
+class FtpSink:
+    """See `base.Sink`."""
+
+    def __init__(self, *, attempt: FtpAttempt, urls: Sequence[str]) -> None:
+        """`urls`: of the task's outputs, as it has them."""
+        self._attempt = attempt
+        self._declared: Dict[str, List[Tuple[List[str], FtpUrl, str]]] = {}
+        for url in urls:
+            spot = read_url(url)
+            self._declared.setdefault(spot.server, []).append((spot.parts, spot, url))
+        self._lock = threading.Lock()
+        self._there: Set[Tuple[str, str]] = set()
+        self._missing: Set[Tuple[str, str]] = set()
+
+    def target(self, output: Output) -> str:
+        """See `FtpUrl.target`. Raises `PathRefused`."""
+        return read_url(output.url).target
+
+    def _belongs(self, server: str, path: str) -> Tuple[FtpUrl, str]:
+        """Find the output that a path is of, or lies below: the innermost. Raises `StagingError`."""
+        parts = (["/"] if path.startswith("/") else []) + [part for part in path.split("/") if part]
+        best: Optional[Tuple[int, FtpUrl, str]] = None
+        for declared, spot, url in self._declared.get(server, ()):
+            # What a pattern stands for lies in the directory of its URL.
+            for prefix in (declared, declared[:-1]):
+                if parts[: len(prefix)] == prefix and (best is None or len(prefix) > best[0]):
+                    best = (len(prefix), spot, url)
+        if best is None:
+            raise StagingError("%s belongs to no output of the task." % server)
+        return best[1], best[2]
+
+    def _item(self, entry: Entry) -> FtpItem:
+        server, path = split_target(entry.target)
+        if not is_line(path):
+            raise StagingError(
+                "output %s cannot be stored over FTP: its name holds a line break." % printable(repr(entry.path)[1:-1])
+            )
+        spot, url = self._belongs(server, path)
+        return FtpItem(entry, spot, url, path)
+
+    def place_directory(self, entry: Entry) -> FtpItem:
+        """Nothing is asked yet. Raises `StagingError`."""
+        return self._item(entry)
+
+    def place(self, entry: Entry, tag: str, number: int) -> FtpItem:
+        """Nothing is asked yet. Raises `StagingError`."""
+        item = self._item(entry)
+        item.temporary = temporary_name(tag, number)
+        return item
+
+    # -- bytes -------------------------------------------------------------------------------------------------
+
+    def put(self, item: Item, view: View, stop: Stop) -> None:
+        """Store the bytes under the temporary name, and compare the size. Raises `StagingError`, `Stopped`."""
+        assert isinstance(item, FtpItem)
+        shown = printable(item.entry.path)
+        try:
+            with view.opened(item.entry.node) as (_, _, source):
+                before = os.fstat(source)
+                progress = Progress(total=before.st_size)
+                furthest = 0
+
+                def once(session: FtpSession) -> None:
+                    nonlocal furthest
+                    try:
+                        self._send(session, item, source, progress)
+                    finally:
+                        furthest = max(furthest, progress.offset)
+
+                self._act(item, once, stop, progress=lambda: furthest)
+                after = os.fstat(source)
+        except PathRefused as error:
+            raise StagingError("output %s %s." % (shown, error.why)) from None
+        except OSError as error:
+            raise os_fault(error, "output %s could not be read" % shown) from error
+        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+            raise StagingError(
+                "output %s changed while it was stored: something still writes to it." % shown, transient=True
+            )
+        item.size = before.st_size
+
+    def _act(
+        self,
+        item: FtpItem,
+        action: Callable[[FtpSession], None],
+        stop: Stop,
+        *,
+        progress: Optional[Callable[[], int]] = None,
+    ) -> None:
+        what = "output %s could not be stored at %s" % (printable(item.entry.path), redact(item.entry.url))
+        self._attempt.act(item.spot, item.url, what, action, stop, progress=progress)
+
+    def _send(self, session: FtpSession, item: FtpItem, source: int, progress: Progress) -> None:
+        if not item.beside:
+            item.beside = self._deepest(session, item)
+        path = _join(item.beside, item.temporary)
+        total = progress.total or 0
+        append = False
+        if progress.begun:
+            there = _size_or_none(session, path)
+            if there == total:
+                progress.offset = total
+                return
+            restarts = "STREAM" in session.features.get("REST", "").upper()
+            progress.offset = there if there is not None and 0 < there < total else 0
+            append = progress.offset > 0 and not restarts
+        try:
+            send(session, path, source, progress, append=append)
+        except ftplib.error_perm as error:
+            if not progress.offset or code_of(error) not in (500, 501, 502, 504, 550, 554):
+                raise
+            # It does not go on with what is there.
+            progress.begun, progress.offset = False, 0
+            raise FtpPassing("the server does not go on in the middle of a file") from error
+        if session.broken:
+            raise FtpPassing("the server did not say that it has the file")
+        there = _size_or_none(session, path)
+        if there is None and not _can_tell(session):
+            there = total  # its word is all that there is
+        if there != total:
+            # Nothing that is longer than it should be can be gone on with, and STOR cuts off what is there.
+            progress.begun = there is not None and there < total
+            progress.offset = there or 0
+            raise FtpPassing("the server has %s of %d bytes" % ("none" if there is None else there, total))
+        progress.offset = total
+
+    def _deepest(self, session: FtpSession, item: FtpItem) -> str:
+        """Find the deepest directory of an item's path that exists."""
+        here = _parent(session.absolute(item.path))
+        above: List[str] = []
+        while here != "/":
+            key = (item.spot.server, here)
+            with self._lock:
+                known = True if key in self._there else False if key in self._missing else None
+            if known is None and not above and self._above_is_missing(item, here):
+                known = False
+            if known is None:
+                known = session.enter(here)
+                with self._lock:
+                    (self._there if known else self._missing).add(key)
+            if known:
+                break
+            above.append(here)
+            here = _parent(here)
+        return here
+
+    def _above_is_missing(self, item: FtpItem, path: str) -> bool:
+        while path != "/":
+            path = _parent(path)
+            with self._lock:
+                if (item.spot.server, path) in self._missing:
+                    return True
+                if (item.spot.server, path) in self._there:
+                    return False
+        return False
+
+    # -- names -------------------------------------------------------------------------------------------------
+
+    def publish(
+        self, directories: Sequence[Item], items: Sequence[Item], view: View, lease: Callable[[], float], stop: Stop
+    ) -> None:
+        """Make everything visible. Raises `LeaseLost`, `StagingError`; what is visible is not touched again."""
+        try:
+            for act, some in ((self._make, directories), (self._rename, items)):
+                parallel(
+                    (
+                        partial(self._visible, item, act, lease, stop)
+                        for item in some
+                        if isinstance(item, FtpItem) and not item.done
+                    ),
+                    concurrency=1 if some is directories else _AT_A_TIME,
+                    stop=stop,
+                )
+        except LeaseLost:
+            raise  # it is called again
+        except BaseException:
+            self._attempt.close()
+            raise
+        self._attempt.close()
+
+    def _visible(
+        self,
+        item: FtpItem,
+        act: Callable[[FtpSession, FtpItem, Callable[[], None]], None],
+        lease: Callable[[], float],
+        stop: Stop,
+    ) -> None:
+        def covered() -> None:
+            stop.check()
+            if lease() <= 0:
+                raise _Uncovered
+
+        def once(session: FtpSession) -> None:
+            covered()
+            act(session, item, covered)
+
+        try:
+            self._act(item, once, stop)
+        except _Uncovered:
+            raise LeaseLost("the publish lease ran out before %s was stored" % redact(item.entry.url)) from None
+        item.done = True
+
+    def _make(self, session: FtpSession, item: FtpItem, covered: Callable[[], None]) -> None:
+        self._make_directories(session, item, session.absolute(item.path), covered)
+
+    def _make_directories(self, session: FtpSession, item: FtpItem, path: str, covered: Callable[[], None]) -> None:
+        """Make a directory with its parents. Others may make them in the same moment."""
+        key = (item.spot.server, path)
+        with self._lock:
+            if path == "/" or key in self._there:
+                return
+        if not session.enter(path):
+            self._make_directories(session, item, _parent(path), covered)
+            covered()
+            try:
+                session.voidcmd("MKD " + path)
+            except ftplib.error_perm:
+                if not session.enter(path):
+                    raise
+        with self._lock:
+            self._there.add(key)
+
+    def _rename(self, session: FtpSession, item: FtpItem, covered: Callable[[], None]) -> None:
+        source, target = _join(item.beside, item.temporary), session.absolute(item.path)
+        self._make_directories(session, item, _parent(target), covered)
+        covered()
+        try:
+            if _renamed(session, item, source, target):
+                return
+        except ftplib.error_perm as error:
+            if session.enter(target):
+                raise FtpRefused("a directory is there, where a file is to be; remove it or change the url") from error
+            if not is_there(session, target):
+                raise
+            # Some servers do not rename over a file. For a moment, then, there is none.
+            covered()
+            session.voidcmd("DELE " + target)
+            if not _renamed(session, item, source, target):
+                raise
+
+    # -- what is left ------------------------------------------------------------------------------------------
+
+    def discard(self, traces: Sequence[str]) -> None:
+        """Remove temporary files by their traces. A server that does not answer is logged, and left."""
+        found: Dict[Tuple[str, str], Tuple[FtpUrl, str, Dict[str, Set[str]]]] = {}
+        for trace in traces:
+            if not trace.startswith(_TRACE):
+                continue
+            server, path, name = json.loads(trace[len(_TRACE) :])
+            try:
+                spot, url = self._belongs(server, path)
+            except StagingError:
+                continue
+            if is_temporary(name):
+                _, _, names = found.setdefault((server, url), (spot, url, {}))
+                names.setdefault(path, set()).add(name)
+        if not found:
+            return
+        stop = Stop()
+        timer = threading.Timer(_DISCARD_SECONDS, stop.set)
+        timer.daemon = True
+        timer.start()
+        try:
+            for spot, url, names in found.values():
+                try:
+                    self._attempt.act(
+                        spot, url, "temporary files", partial(_remove, names=names), stop, tries=_DISCARD_TRIES
+                    )
+                except (StagingError, Stopped) as error:
+                    _log.warning("temporary files of outputs may be left at %s: %s", spot.server, error)
+        finally:
+            timer.cancel()
+            self._attempt.close()
+
+
+class _Uncovered(Exception):
+    """The lease does not cover the next step."""
+
+
+def _remove(session: FtpSession, *, names: Dict[str, Set[str]]) -> None:
+    """Remove names from the directories of their files and from all above: where they were put, it is not known."""
+    wanted: Dict[str, Set[str]] = {}
+    for path, some in names.items():
+        here = _parent(session.absolute(path))
+        while True:
+            wanted.setdefault(here, set()).update(some)
+            if here == "/":
+                break
+            here = _parent(here)
+    for directory in sorted(wanted, key=len, reverse=True):
+        try:
+            entries = list_directory(session, directory)
+        except FtpRefused:
+            continue
+        except (ftplib.error_perm, ftplib.error_temp):
+            if session.broken:
+                raise
+            continue
+        for entry in entries:
+            if entry.name in wanted[directory]:
+                session.voidcmd("DELE " + _join(directory, entry.name))
+
+
+def _renamed(session: FtpSession, item: FtpItem, source: str, target: str) -> bool:
+    """Rename; True also where an earlier try that was not answered did it."""
+    try:
+        answer = session.sendcmd("RNFR " + source)
+    except ftplib.error_perm:
+        if item.renaming and _size_or_none(session, source) is None and _size_or_none(session, target) == item.size:
+            return True
+        if _can_tell(session) and not is_there(session, source):
+            raise StagingError(
+                "output %s: its temporary file on the server was removed by somebody before it was published."
+                % printable(item.entry.path),
+                transient=True,
+            ) from None
+        raise
+    if answer[:1] != "3":
+        raise ftplib.error_reply(answer)
+    item.renaming = True
+    try:
+        session.voidcmd("RNTO " + target)
+    except (ftplib.error_perm, ftplib.error_temp):
+        item.renaming = False
+        raise
+    return True
+
+
+def _can_tell(session: FtpSession) -> bool:
+    return "SIZE" in session.features or "MLST" in session.features
+
+
+def _size_or_none(session: FtpSession, path: str) -> Optional[int]:
+    try:
+        return size_of(session, path)
+    except (ftplib.error_perm, FtpRefused):
+        return None
+
+
+def _parent(path: str) -> str:
+    return path.rpartition("/")[0] or "/"
+
+
+def _join(directory: str, name: str) -> str:
+    return directory.rstrip("/") + "/" + name

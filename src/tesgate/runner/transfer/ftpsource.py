@@ -1,0 +1,265 @@
+"""Inputs from FTP servers: what an input is, all files below a directory, one file into the scratch."""
+
+from __future__ import annotations
+
+import ftplib
+import os
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Iterator, List, Optional, Sequence, Tuple
+
+from ..plan import Input
+from .base import Staging
+from .faults import PathRefused, StagingError, os_fault
+from .ftpattempt import FtpAttempt
+from .ftpdata import Progress, receive
+from .ftpfaults import FtpPassing, FtpRefused, code_of
+from .ftplist import Listed
+from .ftpsession import FtpSession
+from .ftptree import list_directory, look_up, size_of
+from .ftpurl import FtpUrl, is_line, read_url
+from .paths import is_temporary
+from .scratch import Scratch
+from .threads import Stop
+from .urls import printable, redact
+
+__all__ = ["FtpSource"]
+
+MAX_DEPTH = 100
+MAX_LINKS = 8
+"""Links to directories on one path."""
+MAX_ENTRIES = 2_000_000
+MOST_NOTES = 20
+MOST, MOST_BYTES = 32, 4 << 20
+"""What one call brings at a time."""
+
+
+@dataclass
+class _File:
+    path: str
+    place: List[str]
+    size: Optional[int]
+
+
+@dataclass
+class _Tree:
+    files: List[_File] = field(default_factory=list)
+    directories: List[List[str]] = field(default_factory=list)
+    notes: List[str] = field(default_factory=list)
+    unlisted: int = 0
+
+    def note(self, text: str) -> None:
+        if len(self.notes) < MOST_NOTES:
+            self.notes.append(text)
+        else:
+            self.unlisted += 1
+
+
+class FtpSource:
+    """See `base.Source`."""
+
+    def __init__(self, *, attempt: FtpAttempt, scratch: Scratch) -> None:
+        self._attempt = attempt
+        self._scratch = scratch
+
+    def close(self) -> None:
+        self._attempt.close()
+
+    def look(self, item: Input, place: List[str], stop: Stop) -> Staging:
+        """Ask what it is; a directory is listed whole. Raises `StagingError`."""
+        url = item.url or ""
+        spot = read_url(url)
+        expected = item.type == "DIRECTORY" or spot.path.endswith("/") or spot.path in ("", "/")
+        what = "input %s could not be read" % redact(url)
+        path, found = self._attempt.act(spot, url, what, partial(_find, path=spot.path, directory=expected), stop)
+        if found.kind != "directory":
+            if item.type == "DIRECTORY":
+                raise StagingError(
+                    "input %s is a DIRECTORY in the task but a file on the server; declare it as FILE." % redact(url)
+                )
+            return Staging(calls=[partial(self._bring, item, spot, [_File(path, place, found.size)])])
+        tree = _Tree()
+        self._walk(spot, url, path, place, tree, [], 0, stop)
+        if tree.unlisted:
+            tree.notes.append("%s: %d more entries were left out." % (redact(url), tree.unlisted))
+        return Staging(
+            calls=[
+                partial(self._make, item, tree.directories),
+                *(partial(self._bring, item, spot, files) for files in _together(tree.files)),
+            ],
+            notes=tree.notes,
+        )
+
+    def _walk(
+        self,
+        spot: FtpUrl,
+        url: str,
+        path: str,
+        place: List[str],
+        tree: _Tree,
+        above: List[str],
+        links: int,
+        stop: Stop,
+    ) -> None:
+        shown = redact(url) if not above else "%s, in it %s," % (redact(url), printable(path))
+        if len(above) >= MAX_DEPTH:
+            raise StagingError("input %s is nested more than %d directories deep." % (redact(url), MAX_DEPTH))
+        tree.directories.append(place)
+
+        def read(session: FtpSession) -> List[Tuple[Listed, str]]:
+            entries = list_directory(session, path)
+            return [(_behind(session, path, one), _real(session, path, one)) for one in entries]
+
+        found = self._attempt.act(spot, url, "input %s could not be listed" % shown, read, stop)
+        for one, real in sorted(found, key=lambda pair: pair[0].name):
+            stop.check()
+            if is_temporary(one.name):
+                continue  # an output that is being stored by another attempt
+            if "/" in one.name or one.name in ("", ".", "..") or not is_line(one.name):
+                raise StagingError(
+                    "input %s holds an entry whose name cannot be a file's: %s."
+                    % (shown, printable(repr(one.name)[:80]))
+                )
+            below = path.rstrip("/") + "/" + one.name
+            if len(tree.files) + len(tree.directories) >= MAX_ENTRIES:
+                raise StagingError("input %s holds more than %d entries; pack it." % (redact(url), MAX_ENTRIES))
+            if one.kind == "directory":
+                through = links + bool(real)
+                if through > MAX_LINKS or (real and real in [*above, path]):
+                    tree.note("%s repeats a directory that it lies in; it was left out." % printable(below))
+                    continue
+                self._walk(spot, url, below, [*place, one.name], tree, [*above, path], through, stop)
+            elif one.kind == "file":
+                tree.files.append(_File(below, [*place, one.name], one.size))
+            else:
+                tree.note("%s on the server is neither a file nor a directory; it was left out." % printable(below))
+
+    def _make(self, item: Input, directories: Sequence[List[str]], stop: Stop) -> List[str]:
+        for place in directories:
+            stop.check()
+            try:
+                with self._scratch.directory(place):
+                    continue
+            except OSError as error:
+                raise os_fault(error, "input %s could not be staged" % redact(item.url or "")) from error
+        return []
+
+    def _bring(self, item: Input, spot: FtpUrl, files: Sequence[_File], stop: Stop) -> List[str]:
+        notes: List[str] = []
+        for file in files:
+            stop.check()
+            shown = redact(item.url or "")
+            if len(file.place) > len(self._scratch.parts(item.place)):
+                shown += " (%s)" % printable(file.path)
+            try:
+                with self._scratch.new_file(file.place, 0o666 if item.writable else 0o644) as target:
+                    notes.extend(self._download(item, spot, file, target, shown, stop))
+            except PathRefused as error:
+                raise StagingError("input %s %s." % (shown, error.why)) from None
+            except OSError as error:
+                raise os_fault(error, "input %s could not be written" % shown) from error
+        return notes
+
+    def _download(self, item: Input, spot: FtpUrl, file: _File, target: int, shown: str, stop: Stop) -> List[str]:
+        progress = Progress(total=file.size)
+        furthest = 0
+
+        def once(session: FtpSession) -> None:
+            nonlocal furthest
+            if progress.begun:
+                _look_again(session, file.path, target, progress)
+            progress.begun = True
+            try:
+                receive(session, file.path, target, progress, shown)
+            except ftplib.error_perm as error:
+                # What it has to say about REST, not about the file.
+                if not progress.offset or code_of(error) not in (500, 501, 502, 504, 554):
+                    raise
+                _restart(target, progress)
+                raise FtpPassing("the server does not go on in the middle of a file") from error
+            finally:
+                furthest = max(furthest, progress.offset)
+            if progress.total is not None and progress.offset != progress.total:
+                _check_again(session, file.path, target, progress)
+
+        self._attempt.act(
+            spot, item.url or "", "input %s could not be downloaded" % shown, once, stop, progress=lambda: furthest
+        )
+        size = os.fstat(target).st_size
+        if size != progress.offset:
+            raise StagingError(
+                "input %s has %d bytes on disk, not the %d that were received." % (shown, size, progress.offset),
+                transient=True,
+            )
+        if progress.total is None:
+            return ["input %s came from a server that tells no sizes; that it is whole could not be verified." % shown]
+        return []
+
+
+def _restart(target: int, progress: Progress) -> None:
+    os.ftruncate(target, 0)
+    progress.offset = 0
+
+
+def _look_again(session: FtpSession, path: str, target: int, progress: Progress) -> None:
+    """Before going on: where the file has another size now, it is another file."""
+    total = size_of(session, path)
+    if total is None or total != progress.total or progress.offset > total:
+        _restart(target, progress)
+    progress.total = total
+
+
+def _check_again(session: FtpSession, path: str, target: int, progress: Progress) -> None:
+    """Find out after a "226" whether the file changed its size, or was cut off in silence. Raises `FtpPassing`."""
+    expected, progress.total = progress.total, size_of(session, path)
+    if progress.offset == progress.total:
+        return
+    if progress.total is None or progress.total != expected or progress.offset > progress.total:
+        _restart(target, progress)
+        raise FtpPassing("the file changed while it was read")
+    raise FtpPassing("the server sent %d of %d bytes" % (progress.offset, progress.total))
+
+
+def _find(session: FtpSession, *, path: str, directory: bool) -> Tuple[str, Listed]:
+    """Find a path, also under the name that a server without UTF-8 has it by."""
+    names = [path]
+    if "UTF8" not in session.features:
+        try:
+            if not path.isascii():
+                names.append(os.fsdecode(path.encode("latin-1")))
+        except UnicodeEncodeError:
+            names = [path]
+    for name in names:
+        absolute = session.absolute(name)
+        found = look_up(session, absolute, directory=directory)
+        if found is not None:
+            return absolute, found
+    raise FtpRefused("there is no such file or directory on the server, or this user may not see it; check the URL")
+
+
+def _behind(session: FtpSession, path: str, link: Listed) -> Listed:
+    """Find out what a link leads to; what is no link is itself."""
+    if link.kind != "link":
+        return link
+    found = look_up(session, path.rstrip("/") + "/" + link.name, directory=False)
+    return Listed(link.name, "other") if found is None else Listed(link.name, found.kind, found.size)
+
+
+def _real(session: FtpSession, path: str, one: Listed) -> str:
+    """Return where a link to a directory leads, as the server calls it; empty for what is no link."""
+    if one.kind != "link" or not session.enter(path.rstrip("/") + "/" + one.name):
+        return ""
+    return session.where().rstrip("/") or "/"
+
+
+def _together(files: Sequence[_File]) -> Iterator[List[_File]]:
+    run: List[_File] = []
+    size = 0
+    for item in files:
+        if run and (len(run) >= MOST or size + (item.size or 0) > MOST_BYTES):
+            yield run
+            run, size = [], 0
+        run.append(item)
+        size += item.size or 0
+    if run:
+        yield run
