@@ -213,7 +213,7 @@ def test_a_file_that_changes_meanwhile_is_not_completed(bed: Bed, web: Storing) 
     with pytest.raises(StagingError, match="changed while it was stored") as caught:
         bed.store(Output("/work/out.bin", f"{web.url}/x"))
     assert caught.value.transient
-    assert changed.is_set()
+    assert changed.wait(10)
     assert web.files == {}
 
 

@@ -23,7 +23,8 @@ class Credential(Group):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$", description="Name for messages and logs.")
     prefix: str = Field(
         description="Serves this URL and all below it, such as `ftp://ftp.example.org/lab/`; scheme ftp, ftps, http or "
-        "https, compared by whole components of the path."
+        "https, compared by whole components of the path.",
+        json_schema_extra={"secret": True},  # somebody may have written a password into it
     )
     user: str | None = Field(default=None, description="Who to log in as; null: anonymous (FTP), or only headers.")
     password: SecretStr | None = Field(
