@@ -38,7 +38,10 @@ def epoch(root: Path) -> str:
 
 
 def build(output: Path, *, root: Path = ROOT, date: str | None = None) -> Path:
-    """Write the wheel into the directory `output`; `date` (Unix seconds) is the time in it. Raises `BuildError`."""
+    """Write the wheel into the directory `output`; `date` (Unix seconds) is the time in it. Raises `BuildError`.
+
+    In the checkout's own dist/ it is the only one then: the Dockerfile installs whatever wheel of ours lies there.
+    """
     settings = {**os.environ, "TESGATE_RELEASE": "1", "SOURCE_DATE_EPOCH": date or epoch(root)}
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output, prefix=".wheel-") as directory:
@@ -48,7 +51,12 @@ def build(output: Path, *, root: Path = ROOT, date: str | None = None) -> Path:
         if done.returncode or len(made) != 1:
             said = [text for text in done.stderr.splitlines() if text.strip()]
             raise BuildError(said[-1] if said else f"hatchling ended with {done.returncode} and no wheel")
-        return made[0].replace(output / made[0].name)
+        wheel = made[0].replace(output / made[0].name)
+    if output.resolve() == (root / "dist").resolve():
+        for old in output.glob("tesgate-*-py3-none-any.whl"):
+            if old.name != wheel.name:
+                old.unlink()
+    return wheel
 
 
 def main() -> int:

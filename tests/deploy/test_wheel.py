@@ -51,8 +51,14 @@ def test_the_same_sources_elsewhere_give_the_same_bytes(wheel: Path, tmp_path: P
     for name in ("src", "examples"):
         ignore = shutil.ignore_patterns("bin", "__pycache__", "secrets")
         shutil.copytree(ROOT / name, copy / name, ignore=ignore, copy_function=shutil.copyfile)
-    again = builder.build(tmp_path / "dist", root=copy, date=DATE)
+    old, other = copy / "dist" / "tesgate-0.0.1-py3-none-any.whl", copy / "dist" / "wheels" / "urllib3-py3-none-any.whl"
+    for path in (old, other):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    again = builder.build(copy / "dist", root=copy, date=DATE)
     assert again.read_bytes() == wheel.read_bytes()
+    # The Dockerfile takes every wheel of ours that lies there.
+    assert (old.exists(), other.exists(), again.exists()) == (False, True, True)
 
 
 @pytest.fixture(scope="module")
