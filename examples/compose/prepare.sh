@@ -1,6 +1,7 @@
 #!/bin/sh
 # Makes what the deployment needs and what is not there yet: passwords, keys and tokens in ./secrets, ./.env, and the
-# directories of the host. Run it as root (or as who may give directories to user 10001); again does no harm.
+# directories of the host. Run it as root (or as who may give directories to user 10001); again does no harm. By sudo,
+# secrets and .env go to the user who called it: their Compose must find the one and read the other.
 #
 #   ./prepare.sh [DIRECTORY]      scratch and data go below DIRECTORY (/srv/tesgate)
 set -eu
@@ -25,16 +26,20 @@ random 24 | write postgres_password
 printf 'postgresql://tesgate:%s@postgres:5432/tesgate\n' "$(cat secrets/postgres_password)" | write database_url
 random 32 | write secret_key
 printf 'admin:%s:admin\n' "$(random 24)" | write tokens
-[ -e .env ] || cat >.env <<END
+if [ ! -e .env ]; then
+    cat >.env <<END
 TESGATE_SCRATCH=$base/scratch
 TESGATE_DATA=$base/data
 DOCKER_SOCKET=$socket
 DOCKER_GID=$(stat -c %g "$socket")
 END
+    chmod 644 .env # no secret is in it
+fi
 # shellcheck disable=SC1091
 . ./.env
 for directory in "$TESGATE_SCRATCH" "$TESGATE_SCRATCH/agent-1" "$TESGATE_SCRATCH/agent-2" "$TESGATE_DATA"; do
-    mkdir -p "$directory"
+    # Others must come through what lies above, too.
+    (umask 022 && mkdir -p "$directory")
     chown 10001:0 "$directory"
     chmod 755 "$directory"
 done
@@ -52,3 +57,4 @@ for agent in $missing; do
     chmod 444 "secrets/$agent.new"
     mv -f "secrets/$agent.new" "secrets/$agent"
 done
+[ -z "${SUDO_UID:-}" ] || chown -Rh "$SUDO_UID" secrets .env

@@ -100,6 +100,25 @@ def site(image: Image) -> Iterator[Site]:
         shutil.rmtree(place, ignore_errors=True)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files to others")
+def test_prepared_by_sudo_it_belongs_to_the_user(tmp_path: Path) -> None:
+    place, base, user = tmp_path / "compose", tmp_path / "srv" / "tesgate", 54321
+    shutil.copytree(ROOT / "examples" / "compose", place, ignore=shutil.ignore_patterns("secrets", ".env"))
+    # In the place of Compose, which test_compose has: all that is asked of it here is an agent's token.
+    (tmp_path / "compose.sh").write_text("echo a-token\n")
+    settings = {"COMPOSE": f"sh {tmp_path}/compose.sh", "DOCKER_SOCKET": "/dev/null", "SUDO_UID": str(user)}
+    for _ in range(2):
+        subprocess.run(["./prepare.sh", base], check=True, cwd=place, env={**os.environ, **settings}, umask=0o077)
+    mine = [place / ".env", place / "secrets", *(place / "secrets").iterdir()]
+    assert len(mine) == 8
+    assert {path.stat().st_uid for path in mine} == {user}
+    assert (place / ".env").stat().st_mode & 0o777 == 0o644
+    assert (place / "secrets").stat().st_mode & 0o777 == 0o700
+    made = [base, base / "data", base / "scratch", base / "scratch" / "agent-1", base / "scratch" / "agent-2"]
+    assert [path.stat().st_mode & 0o777 for path in made] == [0o755] * 5
+    assert {path.stat().st_uid for path in made[1:]} == {10001}
+
+
 def test_compose(site: Site) -> None:
     site.run("./prepare.sh", str(site.data.parent))
     assert site.run("./prepare.sh", str(site.data.parent)).stdout == ""  # again: all is there
