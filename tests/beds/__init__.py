@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import stat
 import time
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
@@ -33,6 +34,9 @@ NAMES = (
     "s3",
     "ftp",
 )
+
+ROOTS_CACHE = Path("/var/tmp/tesgate-beds")
+"""Where root keeps what beds make. Root runs programs of it, and everybody may make files beside it."""
 
 
 class BedUnavailable(Exception):
@@ -68,15 +72,26 @@ def is_required(name: str) -> bool:
 
 
 def cache_directory() -> Path:
-    """Where beds keep what takes long to make: $TESGATE_BEDS, or a directory of the machine or the user."""
+    """Where beds keep what takes long to make: $TESGATE_BEDS, or a directory of the machine or the user.
+
+    Raises `BedUnavailable` where root's, which lies among everybody's files, may hold programs of others.
+    """
     if given := os.environ.get("TESGATE_BEDS"):
         directory = Path(given)
     elif os.geteuid() == 0:
-        directory = Path("/var/tmp/tesgate-beds")
+        return _ours(ROOTS_CACHE)
     else:
         directory = Path.home() / ".cache" / "tesgate-beds"
     directory.mkdir(parents=True, exist_ok=True)
     return directory.resolve()
+
+
+def _ours(directory: Path) -> Path:
+    directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+    found = directory.lstat()  # after it was made: from then on nobody else can put another in its place
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise BedUnavailable(f"{directory} can be written by others: remove it, or name another one by TESGATE_BEDS.")
+    return directory
 
 
 @contextmanager
