@@ -6,6 +6,7 @@ where it cannot. ``TESGATE_REQUIRE_BEDS`` (names with commas between, or ``all``
 
 from __future__ import annotations
 
+import fcntl
 import importlib
 import os
 import stat
@@ -18,7 +19,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-__all__ = ["NAMES", "BedUnavailable", "Outcome", "cache_directory", "is_required", "outcomes", "standing"]
+__all__ = ["NAMES", "BedUnavailable", "Outcome", "cache_directory", "is_required", "locked", "outcomes", "standing"]
 
 NAMES = (
     "postgres",
@@ -92,6 +93,15 @@ def _ours(directory: Path) -> Path:
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
         raise BedUnavailable(f"{directory} can be written by others: remove it, or name another one by TESGATE_BEDS.")
     return directory
+
+
+@contextmanager
+def locked(name: str) -> Generator[Path]:
+    """The cache directory, whose `name` no other run makes, replaces or removes meanwhile."""
+    cache = cache_directory()
+    with (cache / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield cache
 
 
 @contextmanager

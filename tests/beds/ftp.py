@@ -145,18 +145,19 @@ def _unpacked(cache: Path) -> Path:
         return target
     if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
         raise BedUnavailable("vsftpd is of Debian, and there is no apt-get.")
-    with tempfile.TemporaryDirectory(prefix="tesgate-ftp-deb-") as directory:
+    with tempfile.TemporaryDirectory(prefix="ftp-vsftpd.", dir=cache) as directory:
         download = ["apt-get", "-o", "APT::Sandbox::User=root", "download", "-qq", *PACKAGES]
         try:
             _run(download, Path(directory))
         except BedUnavailable:
             _run(["apt-get", "update", "-qq"], Path(directory))
             _run(download, Path(directory))
-        new = Path(tempfile.mkdtemp(prefix="ftp-vsftpd.", dir=cache))
+        new = Path(directory) / "root"
+        new.mkdir()
         for package in Path(directory).glob("*.deb"):
             _run(["dpkg-deb", "-x", str(package), str(new)], Path(directory))
-    new.chmod(0o755)
-    new.rename(target)
+        new.chmod(0o755)
+        new.rename(target)
     return target
 
 

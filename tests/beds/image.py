@@ -7,7 +7,6 @@ The PostgreSQL is the embedded wheel's, mounted into the same base.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import importlib.util
 import os
@@ -22,7 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from tests.beds import BedUnavailable, cache_directory
+from tests.beds import BedUnavailable, locked
 
 __all__ = ["Image", "docker_client", "environment", "postgres_service", "serving"]
 
@@ -82,26 +81,26 @@ def serving(socket: str, wheel: Path) -> Generator[Image]:
     if shutil.which("docker") is None:
         raise BedUnavailable("there is no docker program (apt-get install docker.io)")
     builder = _tool("build_image")
-    cache = cache_directory()
-    with (cache / "image.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        base = _base(cache, socket)
-        try:
-            wheels = builder.fetch(cache / "image-wheels")
-        except builder.BuildError as exc:
-            raise BedUnavailable(str(exc)) from exc
-    image = Image(f"tesgate-test/tesgate:{os.getpid()}", base, socket)
+    name = f"tesgate-test/tesgate:{os.getpid()}"
     made: list[str] = []
     try:
         with tempfile.TemporaryDirectory(prefix="tesgate-image-") as directory:
-            context = _context(Path(directory), wheel, wheels)
+            with locked("image") as cache:
+                base = _base(cache, socket)
+                try:
+                    wheels = builder.fetch(cache / "image-wheels")
+                except builder.BuildError as exc:
+                    raise BedUnavailable(str(exc)) from exc
+                context = _context(Path(directory), wheel, wheels)
+            image = Image(name, base, socket)
             line = builder.command(image.name, "--force-rm", base=base, index=False, context=context)
             said = docker_client(socket, *line[1:], seconds=MAKE_SECONDS).stdout
             # The first stage has no name, and would stay.
             made = [image.name, *re.findall(r"---> ([0-9a-f]{12})\nStep \d+/\d+ : FROM ", said)]
         yield image
     finally:
-        docker_client(socket, "rmi", "--force", *made, check=False)
+        if made:
+            docker_client(socket, "rmi", "--force", *made, check=False)
 
 
 def postgres_service(base: str, start: Path) -> dict[str, Any]:

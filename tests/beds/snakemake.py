@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from tests.beds import BedUnavailable, cache_directory
+from tests.beds import BedUnavailable, cache_directory, locked
 from tests.beds.images import engine_call
 from tests.beds.venvs import environment
 
@@ -73,7 +73,9 @@ class Snakemake:
 def serving(socket: str) -> Generator[Snakemake]:
     """Environment, image on the engine behind `socket`, and S3 server. The first time it takes half a minute."""
     place = environment("snakemake")
-    _load(socket, place, _image(place))
+    with locked("snakemake-image"):
+        # Until it is loaded, or another checkout's run would remove it for its own.
+        _load(socket, place, _image(place))
     with _s3(place, _bridge(socket)) as endpoint:
         yield Snakemake(place / "bin", endpoint)
 

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import NoReturn
 
 import pytest
 
 from tests import beds
+from tests.beds import ftp, image, snakemake
 
-SETUP = Path(beds.__file__).with_name("setup.sh")
+
+def is_held(lock: Path) -> bool:
+    """Whether somebody has the lock; each opened file counts by itself, so this process counts as well."""
+    with lock.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="the cache among everybody's files is root's")
@@ -35,3 +47,59 @@ def test_a_cache_that_others_can_write_is_refused(tmp_path: Path, monkeypatch: p
     place.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(beds.BedUnavailable, match="TESGATE_BEDS"):
         beds.cache_directory()
+
+
+def test_wheels_are_copied_while_no_other_run_can_replace_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = []
+
+    def context(*_: object) -> NoReturn:
+        held.append(is_held(tmp_path / "image.lock"))
+        raise beds.BedUnavailable("far enough")
+
+    monkeypatch.setenv("TESGATE_BEDS", str(tmp_path))
+    monkeypatch.setattr("shutil.which", lambda program: program)
+    monkeypatch.setattr(image, "_tool", lambda _: SimpleNamespace(fetch=lambda folder: folder, BuildError=OSError))
+    monkeypatch.setattr(image, "_base", lambda *_: "base")
+    monkeypatch.setattr(image, "_context", context)
+    with pytest.raises(beds.BedUnavailable, match="far enough"), image.serving("/nowhere.sock", tmp_path / "wheel"):
+        pass
+    assert held == [True]
+    assert not is_held(tmp_path / "image.lock")
+
+
+def test_an_archive_is_made_and_loaded_while_no_other_run_can_remove_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = []
+
+    def made(place: Path) -> Path:
+        held.append(is_held(tmp_path / "snakemake-image.lock"))
+        return place / "archive"
+
+    def load(*_: object) -> NoReturn:
+        held.append(is_held(tmp_path / "snakemake-image.lock"))
+        raise beds.BedUnavailable("far enough")
+
+    monkeypatch.setenv("TESGATE_BEDS", str(tmp_path))
+    monkeypatch.setattr(snakemake, "environment", lambda _: tmp_path)
+    monkeypatch.setattr(snakemake, "_image", made)
+    monkeypatch.setattr(snakemake, "_load", load)
+    with pytest.raises(beds.BedUnavailable, match="far enough"), snakemake.serving("/nowhere.sock"):
+        pass
+    assert held == [True, True]
+
+
+def test_a_package_that_cannot_be_unpacked_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    really = ftp._run
+
+    def run(command: list[str], directory: Path) -> None:
+        if command[0] == "apt-get":
+            (directory / "vsftpd.deb").write_text("not a package")
+        else:
+            really(command, directory)
+
+    monkeypatch.setattr("shutil.which", lambda program: program)
+    monkeypatch.setattr(ftp, "_run", run)
+    with pytest.raises((beds.BedUnavailable, FileNotFoundError), match="dpkg-deb"):
+        ftp._unpacked(tmp_path)
+    assert list(tmp_path.iterdir()) == []
