@@ -6,10 +6,12 @@ set -u
 say() { printf 'beds: %s\n' "$*" >&2; }
 
 missing=""
-need() { # need PROGRAM PACKAGE
+need() { # need PROGRAM PACKAGE, each by itself: none counts as there because another one is
     command -v "$1" >/dev/null 2>&1 || [ -x "/usr/sbin/$1" ] || missing="$missing $2"
 }
 need dockerd docker.io
+# The engine's bridge needs it, and --no-install-recommends leaves it out.
+need iptables iptables
 need bwrap bubblewrap
 need mmdebstrap mmdebstrap
 need busybox busybox-static
@@ -21,6 +23,12 @@ need systemd-analyze systemd
 [ -e /usr/aarch64-linux-gnu/include/stdio.h ] || missing="$missing libc6-dev-arm64-cross"
 need newuidmap uidmap
 need podman podman
+# The same for Podman's networks; and of the OCI runtimes only runc runs on control groups of version 1.
+need runc runc
+need /usr/lib/podman/netavark netavark
+need /usr/lib/podman/aardvark-dns aardvark-dns
+need slirp4netns slirp4netns
+need fuse-overlayfs fuse-overlayfs
 need nsenter util-linux
 need ip iproute2
 need openssl openssl
@@ -40,14 +48,6 @@ if [ -n "$missing" ]; then
             apt-get install -y -qq --no-install-recommends "$package" >"$log" 2>&1 </dev/null ||
                 say "$package cannot be installed: $(grep -m 1 '^E:' "$log" || tail -n 1 "$log")"
         done
-        # The engine's bridge needs it, and --no-install-recommends leaves it out.
-        case $missing in *docker.io*) apt-get install -y -qq --no-install-recommends iptables >"$log" 2>&1 </dev/null ||
-            say "iptables cannot be installed: $(tail -n 1 "$log")" ;; esac
-        # The same for Podman's networks; and of the OCI runtimes only runc runs on control groups of version 1.
-        case $missing in *podman*) for package in runc netavark aardvark-dns slirp4netns fuse-overlayfs; do
-            apt-get install -y -qq --no-install-recommends "$package" >"$log" 2>&1 </dev/null ||
-                say "$package cannot be installed: $(tail -n 1 "$log")"
-        done ;; esac
         rm -f "$log"
     fi
 fi

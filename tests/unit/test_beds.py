@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NoReturn
@@ -12,6 +13,8 @@ import pytest
 
 from tests import beds
 from tests.beds import ftp, image, snakemake
+
+SETUP = Path(beds.__file__).with_name("setup.sh")
 
 
 def is_held(lock: Path) -> bool:
@@ -103,3 +106,15 @@ def test_a_package_that_cannot_be_unpacked_leaves_nothing(tmp_path: Path, monkey
     with pytest.raises((beds.BedUnavailable, FileNotFoundError), match="dpkg-deb"):
         ftp._unpacked(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_engines_need_is_looked_for_by_itself(tmp_path: Path) -> None:
+    for name in ("dockerd", "podman", "runc", "id"):
+        (tmp_path / name).write_text("#!/bin/sh\necho 1000\n")  # as an ordinary user, it installs nothing
+        (tmp_path / name).chmod(0o755)
+    done = subprocess.run(["/bin/sh", SETUP], capture_output=True, text=True, check=True, env={"PATH": str(tmp_path)})
+    said, _, packages = done.stderr.partition("only root may install them: ")
+    assert said.startswith("beds: not installed"), done.stderr
+    missing = set(packages.split())
+    assert {"slirp4netns", "fuse-overlayfs"} <= missing
+    assert not {"docker.io", "podman", "runc"} & missing
