@@ -17,7 +17,13 @@ __all__ = ["Metrics", "configure_logging", "redact", "redact_url"]
 _SECRET_NAMES = re.compile(r"(?i)(token|password|passwd|secret|authorization|cookie|credential|api_?key)")
 _TOKENS = re.compile(r"\btg[uat]_[A-Za-z0-9_.~-]+")
 _SCHEMES = re.compile(r"\b((?i:bearer|basic))\s+(?=\S*[0-9A-Z=_])[A-Za-z0-9+/=_.~-]{6,}")
-_URL = re.compile(r"\b([a-zA-Z][a-zA-Z0-9+.-]*://)([^\s\"'<>/?#@]*@)?([^\s\"'<>?#]*)(\?[^\s\"'<>#]*)?")
+# A user and a password end at the last @ of the authority. A colon before it is a port's or a password's, and a
+# password that somebody did not encode has anything in it: then the last @ of the word counts.
+_URL = re.compile(
+    r"\b([a-zA-Z][a-zA-Z0-9+.-]*://)((?:[^\s\"'<>/?#@:]*:[^\s\"'<>]{0,2000}|[^\s\"'<>/?#]*)@)?"
+    r"([^\s\"'<>?#]*)(\?[^\s\"'<>#]*)?"
+)
+_SIGNED = re.compile(r"(?i)\b((?:X-Amz-)?(?:Signature|Credential|Security-Token)=)[^\s&\"'<>]+")
 
 
 def _url(match: re.Match[str]) -> str:
@@ -33,7 +39,8 @@ def redact_url(text: str) -> str:
 
 def redact(text: str) -> str:
     """Hide tokens, credentials and the telling parts of URLs."""
-    without = _SCHEMES.sub(lambda match: f"{match[1]} ***", redact_url(text))
+    without = _SIGNED.sub(r"\1***", redact_url(text))
+    without = _SCHEMES.sub(lambda match: f"{match[1]} ***", without)
     return _TOKENS.sub(lambda match: match[0][:4] + "***", without)
 
 

@@ -23,6 +23,8 @@ class DrsServer:
     """So many requests are answered 202 first."""
     broken: int = 0
     """So many requests are answered 503 first."""
+    down: set[str] = field(default_factory=set)
+    """Paths that are answered 503."""
     redirect: str | None = None
     asked: Counter[str] = field(default_factory=Counter)
     tokens: set[str] = field(default_factory=set)
@@ -51,6 +53,8 @@ class DrsServer:
             return self._registry(request, path)
         if self.redirect is not None:
             return web.Response(status=302, headers={"location": self.redirect})
+        if path in self.down:
+            return web.json_response({"msg": "not now", "status_code": 503}, status=503)
         if self.broken:
             self.broken -= 1
             return web.json_response({"msg": "not now", "status_code": 503}, status=503)

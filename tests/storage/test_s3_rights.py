@@ -57,6 +57,8 @@ async def test_inputs_are_not_written_and_outputs_not_read(room: World) -> None:
     assert found.fault is not None
     answer = await ask(store=[StoreQuestion(room.url("in"), 1)])
     assert answer.faults[0] is not None
+    answer = await ask(store=[StoreQuestion(room.url(key), 1) for key in ("out//x", "out/x//y", "out/x/y")])
+    assert [fault is None for fault in answer.faults] == [False, False, True]
     # The same name, spelled otherwise, is the same object.
     (found,) = (await ask(look=[f"S3://{room.bucket}/%69n"])).found
     assert found.fault is None
@@ -168,6 +170,13 @@ def test_urls_are_decoded_once() -> None:
     ):
         with pytest.raises(UrlRefused):
             parse(wrong)
+
+
+def test_words_of_grants_are_replaced_at_once() -> None:
+    words = {"owner": "{group}", "group": "lab"}
+    assert not covers(["bucket/{owner}/"], "bucket", "lab/x", words)
+    assert covers(["bucket/{owner}/"], "bucket", "{group}/x", words)
+    assert covers(["bucket/{group}/{owner}"], "bucket", "lab/{group}", words)
 
 
 @pytest.mark.parametrize("owner", ["", "..", "a/b", "*", None])

@@ -38,12 +38,22 @@ SECRETS = ("tgu_abcDEF-123", "hunter2", "AKIASIGNATURE", "dXNlcjpwYXNz")
         ("basic dXNlcjpwYXNz", "basic ***"),
         ("token tga_x.y-z!", "token tga_***!"),
         ("tgt_01h.1.abc", "tgt_***"),
+        ("ftp://u:hun@hunter2@host/x", "ftp://***@host/x"),
+        ("'ftp://u:hun/hunter2@host/x' failed", "'ftp://***@host/x' failed"),
+        ("ftp://u:8/hunter2?#@host:21", "ftp://***@host:21"),
+        ("s3://bucket/me@example.org/x", "s3://bucket/me@example.org/x"),
+        ("https://host:8443/x y@z", "https://host:8443/x y@z"),
+        ("X-Amz-Signature=AKIASIGNATURE&X-Amz-Date=1", "X-Amz-Signature=***&X-Amz-Date=1"),
+        ("x-amz-credential=AKIASIGNATURE/x, Signature=AKIASIGNATURE", "x-amz-credential=*** Signature=***"),
+        ("AWSAccessKeyId=1&Signature=AKIASIGNATURE", "AWSAccessKeyId=1&Signature=***"),
+        ("X-Amz-Security-Token=AKIASIGNATURE", "X-Amz-Security-Token=***"),
         ("the basic information", "the basic information"),
     ],
 )
 def test_redaction(text: str, safe: str) -> None:
     assert redact(text) == safe
     assert "hunter2" not in redact_url(text)
+    assert not any(secret in redact(text) for secret in SECRETS)
 
 
 def test_every_way_into_the_log_is_redacted(log: io.StringIO) -> None:

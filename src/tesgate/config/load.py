@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -256,5 +257,7 @@ def _words(item: ErrorDetails, info: FieldInfo | None) -> str:
 
 
 def _short(value: Any) -> str:
-    text = str(value)
+    """For a message: without a password or a signature that an address may have."""
+    text = re.sub(r"^([A-Za-z][A-Za-z0-9+.-]*://)?.*@", r"\1***@", str(value), flags=re.DOTALL)
+    text = re.sub(r"([:/][^?]*)\?.*", r"\1?***", text, flags=re.DOTALL)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -32,6 +32,17 @@ Its fields say `SECRET`, so that no message shows what was given.
 SECRET: JsonDict = {"secret": True}
 
 
+def _buckets(value: list[str]) -> list[str]:
+    for item in value:
+        if not item or "://" in item or item.startswith("/") or "*" in item[:-1]:
+            raise ValueError("must be names such as `bucket`, `bucket/prefix/` or `lab-*`")
+    return value
+
+
+Buckets = Annotated[Words, AfterValidator(_buckets)]
+"""Buckets and prefixes, as `storage.s3.urls.covers` reads them."""
+
+
 class S3Grant(Group):
     """Who may read and write what at an endpoint."""
 
@@ -40,12 +51,12 @@ class S3Grant(Group):
         min_length=1,
         description="Owners of tasks by name, groups as `group:NAME`, or `*` for everybody.",
     )
-    read: Words = Field(
+    read: Buckets = Field(
         default=[],
         description="Buckets and prefixes, as in `buckets`, that inputs may come from. `{owner}` and `{group}` "
         "stand for the task's.",
     )
-    write: Words = Field(default=[], description="The same for outputs.")
+    write: Buckets = Field(default=[], description="The same for outputs.")
 
 
 class S3Endpoint(Group):
@@ -68,7 +79,7 @@ class S3Endpoint(Group):
         description="Where the bucket's name goes: into the path or into the host name; `auto`: `virtual` at Amazon, "
         "`path` elsewhere.",
     )
-    buckets: Words = Field(
+    buckets: Buckets = Field(
         default=["*"],
         description="What it serves: `bucket`, `bucket/prefix/`, or the beginning of one with `*` at its end. The "
         "first endpoint that serves a URL gets it.",
@@ -127,14 +138,6 @@ class S3Endpoint(Group):
     def _schemes(cls, value: list[str]) -> list[str]:
         if not value or not set(value) <= {"s3", "gs"}:
             raise ValueError("must be `s3`, `gs` or both")
-        return value
-
-    @field_validator("buckets")
-    @classmethod
-    def _buckets(cls, value: list[str]) -> list[str]:
-        for item in value:
-            if not item or "://" in item or item.startswith("/") or "*" in item[:-1]:
-                raise ValueError("must be names such as `bucket`, `bucket/prefix/` or `lab-*`")
         return value
 
     def check(self) -> list[str]:

@@ -35,7 +35,6 @@ from tesgate.runner.access import (
 )
 from tesgate.services.drs import DrsAnswers
 from tesgate.services.named import NamedUrls, is_drs, urls_of
-from tesgate.storage.drs.names import below as drs_below
 from tesgate.storage.s3 import objects
 from tesgate.storage.s3.endpoints import Endpoints
 from tesgate.storage.s3.store import ObjectStore, StoreFault
@@ -228,7 +227,7 @@ class AccessService:
     async def _readable(self, asker: _Asker, url: str) -> tuple[ObjectStore, Location, bool]:
         """The store of an input, or of what lies below one, and whether it is declared as a directory."""
         at = parse(url)
-        declared = [(base, directory) for base, directory in asker.urls.inputs if at.below(base)]
+        declared = asker.urls.inputs(at)
         if not declared:
             raise UrlRefused("is no input of this task")
         store = self._endpoints.find(at, "read", owner=asker.attempt.owner, groups=asker.groups)
@@ -263,7 +262,7 @@ class AccessService:
 
     def _check_drs(self, asker: _Asker, url: str) -> None:
         """Below a bundle lies what it holds; what a blob is, only its server knows."""
-        if not any(is_drs(word) and drs_below(url, word) is not None for word in asker.urls.reads):
+        if not asker.urls.reads_drs(url):
             raise UrlRefused("is no input of this task")
 
     def _for_drs(self, asker: _Asker) -> dict[str, Any]:
@@ -289,10 +288,11 @@ class AccessService:
         at = parse(url)
         if not at.key or at.key.endswith("/"):
             raise UrlRefused("names no object; give it a name behind the last slash")
-        bases = [base for base in asker.urls.outputs if at.below(base)]
+        bases = asker.urls.outputs(at)
         if not bases:
             raise UrlRefused("is no output of this task")
-        if not any(base.key == at.key or "//" not in at.key[len(base.prefix) :] for base in bases):
+        # The slash before what lies below is its base's own: `out//x` has an empty name below `out`.
+        if not any(base.key == at.key or "//" not in f"/{at.key[len(base.prefix) :]}" for base in bases):
             raise UrlRefused("has two slashes in a row below its output")
         return self._endpoints.find(at, "write", owner=asker.attempt.owner, groups=asker.groups), at
 
@@ -397,9 +397,7 @@ class AccessService:
 
     async def _login(self, asker: _Asker, url: str) -> Login:
         dotted = any(part in (".", "..") for part in unquote(url).split("/"))
-        if url not in asker.urls.words and (
-            dotted or not any(url.startswith(word.rstrip("/") + "/") for word in asker.urls.words)
-        ):
+        if not asker.urls.has(url) and (dotted or not asker.urls.has_above(url)):
             raise UrlRefused("is neither an input nor an output of this task")
         logins = self._logins
         if logins is None:

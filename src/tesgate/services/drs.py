@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing
 
 from tesgate.runner.access import Fault, Found, ListQuestion, Page
 from tesgate.storage.drs.names import NameRefused, join
@@ -31,7 +32,7 @@ class DrsAnswers:
         """What the id leads to."""
         try:
             found = await self._resolver.find(url, owner=owner, groups=groups, until=until)
-            if found.contents is not None:
+            if found.is_bundle:
                 return Found(url=url, kind="directory")
             return await self._found(url, found, until, read)
         except (WebFault, NameRefused) as error:
@@ -46,41 +47,43 @@ class DrsAnswers:
         limit = max(1, min(question.limit, PAGE))
         try:
             bundle = await self._resolver.find(question.url, owner=owner, groups=groups, until=until)
-            leaves = await self._resolver.leaves(bundle, owner=owner, groups=groups, until=until)
-            left = [leaf for leaf in leaves if leaf.path > after]
-            for leaf in left[:limit]:
-                one = await self._resolver.blob(leaf, owner=owner, groups=groups, until=until)
-                url = join(question.url, list(leaf.path))
-                page.objects.append(await self._found(url, one, until, read))
-                page.names.append("/".join(leaf.path))
-                if time.monotonic() > until:
-                    break
+            leaves = self._resolver.leaves(bundle, after=after, owner=owner, groups=groups, until=until)
+            async with aclosing(leaves):
+                async for leaf in leaves:
+                    if len(page.names) == limit or (page.names and time.monotonic() > until):
+                        page.after = page.names[-1]
+                        break
+                    found = await self._found(join(question.url, list(leaf.path)), leaf.blob, until, read)
+                    page.objects.append(found)
+                    page.names.append("/".join(leaf.path))
         except (WebFault, NameRefused) as error:
+            if page.names and isinstance(error, WebFault) and error.kind == "passing":
+                # The next page begins with what was not answered: a slow server's bundle arrives, too.
+                page.after = page.names[-1]
+                return page
             return Page(fault=_fault(question.url, error))
-        if len(page.names) < len(left):
-            page.after = page.names[-1]
         return page
 
     async def _found(self, url: str, one: DrsObject, until: float, read: ReadObject) -> Found:
         async for way in self._resolver.ways(one, SCHEMES, until=until):
-            if way.url.partition(":")[0].lower() in ("s3", "gs"):
+            if way.scheme in ("s3", "gs"):
                 there = await read(way.url)
                 if there is None:
                     continue
-                if one.size is not None and there.size is not None and there.size != one.size:
-                    raise WebFault(f"has {one.size} bytes by its DRS server, and {there.size} where it leads to")
+                if one.said.size is not None and there.size is not None and there.size != one.said.size:
+                    raise WebFault(f"has {one.said.size} bytes by its DRS server, and {there.size} where it leads to")
                 return Found(
                     url=url,
                     size=there.size,
                     etag=there.etag,
-                    checksum={**one.checksum, **there.checksum},
+                    checksum={**one.said.checksum, **there.checksum},
                     get=there.get,
                 )
             return Found(
                 url=url,
                 kind="elsewhere",
-                size=one.size,
-                checksum=dict(one.checksum),
+                size=one.said.size,
+                checksum=dict(one.said.checksum),
                 moved_to=way.url,
                 headers=dict(way.headers),
             )

@@ -36,6 +36,8 @@ Ask = Callable[[AccessRequest], AccessAnswer]
 _SLICE = 0.1
 _TRIES = 8
 """Of a question whose answer was a fault that passes."""
+_MOST_FAULTS = 20
+"""Answers 500 to one message: a fault inside the gateway, which it perhaps makes each time (half a minute)."""
 _FIRST_PAUSE = 0.3
 _MOST_PAUSE = 15.0
 _MARGIN = 5.0
@@ -189,7 +191,7 @@ class Access:
     def _answer(self, request: AccessRequest, stop: Stop) -> AccessAnswer:
         """Ask until there is an answer, however long the gateway is away."""
         backoff = Backoff()
-        refusals = 0
+        refusals = faults = 0
         while True:
             try:
                 return self._call(request, stop)
@@ -199,7 +201,9 @@ class Access:
                 stop.wait(1.0)
             except GatewayFault as error:
                 refusals += error.status is not None and 400 <= error.status < 500
-                if refusals >= _TRIES:  # one of another version may take it: this one never will
+                faults += error.status == 500
+                # One of another version may take it: this one never will.
+                if refusals >= _TRIES or faults >= _MOST_FAULTS:
                     raise StagingError(
                         "The gateway does not take questions about storage (%s)." % error, transient=True
                     ) from None

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from urllib.parse import quote, unquote
 
-__all__ = ["DrsName", "NameRefused", "below", "join", "parse_drs"]
+__all__ = ["DrsName", "NameRefused", "join", "parse_drs"]
 
 _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,252}[A-Za-z0-9])?(?::[0-9]{1,5})?")
 _PREFIX = re.compile(r"[A-Za-z0-9._-]{1,100}")
@@ -67,18 +67,6 @@ def parse_drs(uri: str) -> DrsName:
     if any(part in ("", ".", "..") or "/" in part for part in name.path):
         raise NameRefused("has an empty or dotted name below its object")
     return name
-
-
-def below(uri: str, base: str) -> tuple[str, ...] | None:
-    """The names that lead from `base` to `uri`; None where it is neither the same nor below."""
-    try:
-        one, other = parse_drs(uri), parse_drs(base)
-    except NameRefused:
-        return None
-    same = (one.id, one.host, one.namespace, one.provider) == (other.id, other.host, other.namespace, other.provider)
-    if not same or one.path[: len(other.path)] != other.path:
-        return None
-    return one.path[len(other.path) :]
 
 
 def join(uri: str, names: list[str]) -> str:

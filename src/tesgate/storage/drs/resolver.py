@@ -6,29 +6,34 @@ https://ga4gh.github.io/data-repository-service-schemas/ (DRS 1.2 to 1.4: ``/obj
 
 from __future__ import annotations
 
-import base64
 import time
+from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
+
+import anyio
 
 from tesgate.config import DrsHost, DrsSettings
+from tesgate.storage.drs.answers import DEEPEST, Access, Entry, Said, access_of, said_of
 from tesgate.storage.drs.names import DrsName, NameRefused, parse_drs
 from tesgate.storage.drs.web import JsonWeb, WebFault
 from tesgate.storage.secrets import SecretMissing, read_secret
 
-__all__ = ["Access", "DrsObject", "Leaf", "Resolver"]
+__all__ = ["DrsObject", "Leaf", "Resolver"]
 
-DEEPEST = 8
-MOST_OBJECTS = 100_000
 KEPT_SECONDS = 60.0
 """For which what was said of an object is remembered; access URLs are not."""
-KEPT = 4096
+KEPT_BYTES = 32 << 20
+KEPT_OBJECT = 8 << 20
+"""One that takes more bytes is not remembered."""
 REGISTRY_SECONDS = 86_400.0
-SUMS = {"md5": "md5", "sha-1": "sha1", "sha1": "sha1", "sha-256": "sha256", "sha256": "sha256", "crc32c": "crc32c"}
-"""DRS's names of checksums (hexadecimal) by the access contract's (base64)."""
+AT_ONCE = 8
+"""Requests to DRS servers that one listing has under way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,20 +53,12 @@ class DrsObject:
     """What a server says of one object."""
 
     place: _Place
-    name: str
-    size: int | None
-    checksum: Mapping[str, str]
-    methods: Sequence[Mapping[str, Any]]
-    contents: Sequence[Mapping[str, Any]] | None
-    """Of a bundle; None: it is a blob."""
+    said: Said
 
-
-@dataclass(frozen=True, slots=True)
-class Access:
-    """One way to the bytes."""
-
-    url: str
-    headers: Mapping[str, str]
+    @property
+    def is_bundle(self) -> bool:
+        """It has no bytes of its own."""
+        return self.said.contents is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +66,7 @@ class Leaf:
     """A blob in a bundle."""
 
     path: tuple[str, ...]
-    content: Mapping[str, Any]
-    place: _Place
+    blob: DrsObject
 
 
 class Resolver:
@@ -80,6 +76,7 @@ class Resolver:
         self._settings = settings
         self._web = web
         self._objects: OrderedDict[tuple[str, str], tuple[float, DrsObject]] = OrderedDict()
+        self._bytes = 0
         self._patterns: dict[tuple[str, str | None], tuple[float, str]] = {}
 
     async def close(self) -> None:
@@ -91,10 +88,12 @@ class Resolver:
         name = parse_drs(uri)
         found = await self._object(await self._place(name, owner, groups, until), owner, groups, until)
         for part in name.path:
-            content = next((item for item in _contents(found) if item["name"] == part), None)
-            if content is None:
+            contents = found.said.contents or ()
+            at = bisect_left(contents, part, key=attrgetter("name"))
+            entry = contents[at] if at < len(contents) and contents[at].name == part else None
+            if entry is None:
                 raise WebFault("does not exist: its bundle has no such name", "missing")
-            found = await self._child(found.place, content, owner, groups, until)
+            found = await self._child(found.place, entry, owner, groups, until)
         return found
 
     async def ways(self, found: DrsObject, schemes: Sequence[str], *, until: float) -> AsyncIterator[Access]:
@@ -102,23 +101,21 @@ class Resolver:
         refused: set[str] = set()
         failed: WebFault | None = None
         count = 0
-        kinds = [str(method.get("type") or "").lower() for method in found.methods]
-        order = sorted(
-            range(len(kinds)), key=lambda at: schemes.index(kinds[at]) if kinds[at] in schemes else len(kinds) + 9
+        methods = sorted(
+            found.said.methods,
+            key=lambda method: schemes.index(method.kind) if method.kind in schemes else len(schemes),
         )
-        for at in order:
-            method = found.methods[at]
-            given = method.get("access_url")
-            if not given and method.get("access_id") and kinds[at] in schemes:
-                address = f"{found.place.url}/access/{quote(str(method['access_id']), safe='')}"
+        for method in methods:
+            way = method.access
+            if way is None and method.access_id and method.kind in schemes:
+                address = f"{found.place.url}/access/{quote(method.access_id, safe='')}"
                 try:
-                    given = await self._get(address, found.place.host, until)
+                    way = access_of(await self._get(address, found.place.host, until))
                 except WebFault as fault:
                     failed = fault
                     continue
-            way = _access(given)
-            if way is None or urlsplit(way.url).scheme.lower() not in schemes:
-                refused.add(kinds[at])
+            if way is None or way.scheme not in schemes:
+                refused.add(method.kind)
                 continue
             count += 1
             yield way
@@ -128,55 +125,74 @@ class Resolver:
             words = ", ".join(sorted(refused - {""})) or "none"
             raise WebFault(f"cannot be read: its ways of access ({words}) are not served here")
 
-    async def leaves(self, found: DrsObject, *, owner: str, groups: Sequence[str], until: float) -> list[Leaf]:
-        """All blobs of a bundle in the order of their names, and of the bundles in it. Raises `WebFault`."""
-        leaves: list[Leaf] = []
-        await self._walk(found, (), leaves, owner, groups, until)
-        return sorted(leaves, key=lambda leaf: leaf.path)
-
-    async def blob(self, leaf: Leaf, *, owner: str, groups: Sequence[str], until: float) -> DrsObject:
-        """The object of a leaf. Raises `WebFault`."""
-        return await self._child(leaf.place, leaf.content, owner, groups, until)
-
-    # inside
-
-    async def _walk(
+    async def leaves(
         self,
         found: DrsObject,
-        path: tuple[str, ...],
-        leaves: list[Leaf],
+        *,
+        after: tuple[str, ...],
         owner: str,
         groups: Sequence[str],
         until: float,
-    ) -> None:
+        path: tuple[str, ...] = (),
+    ) -> AsyncGenerator[Leaf]:
+        """The blobs of a bundle and of those in it, behind `after`, in the order of their names.
+
+        What lies before `after` is not asked for, and what comes behind only as it is taken. `path`: of `found`.
+        Raises `WebFault`.
+        """
         if len(path) > DEEPEST:
             raise WebFault(f"has bundles in bundles more than {DEEPEST} deep")
-        for item in _contents(found):
-            below = (*path, str(item["name"]))
-            child = await self._child(found.place, item, owner, groups, until)
-            if child.contents is not None:
-                await self._walk(child, below, leaves, owner, groups, until)
-                continue
-            leaves.append(Leaf(below, item, found.place))
-            if len(leaves) > MOST_OBJECTS:
-                raise WebFault(f"has more than {MOST_OBJECTS} objects")
+        contents = found.said.contents or ()
+        begin = 0
+        if path == after[: len(path)] and len(path) < len(after):
+            begin = bisect_left(contents, after[len(path)], key=attrgetter("name"))
+        for at in range(begin, len(contents), AT_ONCE):
+            some = contents[at : at + AT_ONCE]
+            children = await self._children(found.place, some, owner, groups, until)
+            for entry, child in zip(some, children, strict=True):
+                below = (*path, entry.name)
+                if isinstance(child, WebFault):
+                    raise child
+                if child.is_bundle:
+                    inner = self.leaves(child, after=after, owner=owner, groups=groups, until=until, path=below)
+                    async with aclosing(inner):
+                        async for leaf in inner:
+                            yield leaf
+                elif below > after:
+                    yield Leaf(below, child)
 
-    async def _child(
-        self, parent: _Place, item: Mapping[str, Any], owner: str, groups: Sequence[str], until: float
-    ) -> DrsObject:
-        if item.get("contents"):
-            return DrsObject(parent, str(item["name"]), None, {}, (), item["contents"])
-        place = None
-        for uri in item.get("drs_uri") or []:
+    # inside
+
+    async def _children(
+        self, parent: _Place, entries: Sequence[Entry], owner: str, groups: Sequence[str], until: float
+    ) -> list[DrsObject | WebFault]:
+        """Ask for all at a time."""
+        found: dict[int, DrsObject | WebFault] = {}
+
+        async def one(at: int) -> None:
             try:
-                place = await self._place(parse_drs(str(uri)), owner, groups, until)
+                found[at] = await self._child(parent, entries[at], owner, groups, until)
+            except WebFault as fault:
+                found[at] = fault
+
+        async with anyio.create_task_group() as group:
+            for at in range(len(entries)):
+                group.start_soon(one, at)
+        return [found[at] for at in range(len(entries))]
+
+    async def _child(self, parent: _Place, entry: Entry, owner: str, groups: Sequence[str], until: float) -> DrsObject:
+        if entry.contents is not None:
+            return DrsObject(parent, Said(None, {}, (), entry.contents))
+        for uri in entry.uris:
+            try:
+                place = await self._place(parse_drs(uri), owner, groups, until)
             except NameRefused:
                 continue
             break
-        if place is None:
-            if not isinstance(item.get("id"), str):
+        else:
+            if entry.id is None:
                 raise WebFault("is a bundle with an entry that has neither id nor drs_uri")
-            place = parent.other(item["id"])
+            place = parent.other(entry.id)
         return await self._object(place, owner, groups, until)
 
     async def _object(self, place: _Place, owner: str, groups: Sequence[str], until: float) -> DrsObject:
@@ -186,21 +202,20 @@ class Resolver:
         if kept is not None and time.monotonic() - kept[0] < KEPT_SECONDS:
             return kept[1]
         said = await self._get(place.url, place.host, until)
-        if not isinstance(said, dict):
-            raise WebFault("has no answer: the server did not send an object")
-        contents = said.get("contents")
-        found = DrsObject(
-            place=place,
-            name=str(said.get("name") or said.get("id") or ""),
-            size=said["size"] if isinstance(said.get("size"), int) and said["size"] >= 0 else None,
-            checksum=_sums(said.get("checksums")),
-            methods=[item for item in said.get("access_methods") or [] if isinstance(item, dict)],
-            contents=contents if isinstance(contents, list) and contents else None,
-        )
-        self._objects[key] = (time.monotonic(), found)
-        while len(self._objects) > KEPT:
-            self._objects.popitem(last=False)
+        found = DrsObject(place, said_of(said))
+        self._keep(key, found)
         return found
+
+    def _keep(self, key: tuple[str, str], found: DrsObject) -> None:
+        old = self._objects.pop(key, None)
+        self._bytes -= old[1].said.weight if old is not None else 0
+        if found.said.weight > KEPT_OBJECT:
+            return
+        self._objects[key] = (time.monotonic(), found)
+        self._bytes += found.said.weight
+        while self._bytes > KEPT_BYTES:
+            _, (_, dropped) = self._objects.popitem(last=False)
+            self._bytes -= dropped.said.weight
 
     async def _place(self, name: DrsName, owner: str, groups: Sequence[str], until: float) -> _Place:
         word = name.host or name.namespace or ""
@@ -259,38 +274,5 @@ class Resolver:
             try:
                 token = read_secret(host.token, f"the token of {host.host}")
             except SecretMissing as error:
-                raise WebFault(f"cannot be asked about: {error}") from None
+                raise WebFault(f"cannot be asked about: {error}", "passing") from None
         return await self._web.get(url, token=token, until=until)
-
-
-def _contents(found: DrsObject) -> list[Mapping[str, Any]]:
-    items = []
-    for item in found.contents or []:
-        name = item.get("name") if isinstance(item, dict) else None
-        if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\0" in name:
-            raise WebFault("is a bundle with an entry whose name is no file name")
-        items.append(item)
-    return items
-
-
-def _access(given: Any) -> Access | None:
-    if isinstance(given, str):
-        given = {"url": given}
-    if not isinstance(given, dict) or not isinstance(given.get("url"), str):
-        return None
-    headers = {}
-    for line in given.get("headers") or []:
-        name, colon, value = str(line).partition(":")
-        if colon and name.strip() and "\n" not in line and "\r" not in line:
-            headers[name.strip()] = value.strip()
-    return Access(given["url"], headers)
-
-
-def _sums(given: Any) -> dict[str, str]:
-    sums: dict[str, str] = {}
-    for item in given if isinstance(given, list) else []:
-        try:
-            sums[SUMS[str(item["type"]).lower()]] = base64.b64encode(bytes.fromhex(item["checksum"])).decode()
-        except (KeyError, TypeError, ValueError):
-            continue
-    return sums

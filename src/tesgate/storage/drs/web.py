@@ -7,18 +7,21 @@ import socket
 import time
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urlsplit
 
 import aiohttp
 import anyio
 from aiohttp.abc import AbstractResolver, ResolveResult
+from yarl import URL
 
 from tesgate.runner.plan import UrlPolicy
 from tesgate.runner.transfer.policy import AddressPolicy, AddressRefused
 
 __all__ = ["JsonWeb", "WebFault"]
 
-MOST_BYTES = 16 << 20
+MOST_BYTES = 2 << 20
+MOST_VALUES = 200_000
+"""In one answer: a bundle's entry has about five."""
 MOST_HOPS = 5
 LONGEST_WAIT = 10.0
 """Seconds to wait for a server that says when to come again."""
@@ -57,9 +60,9 @@ class JsonWeb:
                 if fault.kind != "passing" or attempt == TRIES - 1 or time.monotonic() + pause > until:
                     raise
                 status, wait, value = 503, 0.0, None
-            host = urlsplit(url).netloc
             if status == 200:
                 return value
+            host = urlsplit(url).netloc
             if status == 404:
                 raise WebFault(f"is not known to {host}", "missing")
             if status in (401, 403):
@@ -73,12 +76,11 @@ class JsonWeb:
             pause *= 2
         raise AssertionError("unreachable")
 
-    async def _follow(self, url: str, token: str | None, until: float) -> tuple[int, float, Any]:
-        first = _origin(url)
+    async def _follow(self, address: str, token: str | None, until: float) -> tuple[int, float, Any]:
+        url = first = self._checked(address)
         for _ in range(MOST_HOPS):
-            self._check(url)
             headers = {"accept": "application/json"}
-            if token is not None and _origin(url) == first:
+            if token is not None and url.origin() == first.origin():
                 headers["authorization"] = f"Bearer {token}"
             left = until - time.monotonic()
             if left <= 0:
@@ -90,23 +92,20 @@ class JsonWeb:
                 if refused is not None:
                     raise WebFault(f"cannot be asked about: {refused.why}; see url_policy.allowed_hosts") from None
                 raise WebFault(
-                    f"cannot be asked about: {urlsplit(url).netloc} cannot be reached ({type(error).__name__})",
+                    f"cannot be asked about: {url.authority} cannot be reached ({type(error).__name__})",
                     "passing",
                 ) from None
             status, kept, data = answer
             if status in (301, 302, 303, 307, 308) and kept.get("location"):
-                url = urljoin(url, kept["location"])
+                url = self._checked(kept["location"], url)
                 continue
             if status != 200:
                 word = kept.get("retry-after", "")
                 return status, float(word) if word.isdecimal() and len(word) < 6 else 0.0, None
-            try:
-                return status, 0.0, json.loads(data)
-            except (ValueError, RecursionError):
-                raise WebFault(f"has no answer: {urlsplit(url).netloc} did not send JSON") from None
+            return status, 0.0, _parsed(data, url)
         raise WebFault(f"has no answer: more than {MOST_HOPS} redirects")
 
-    async def _once(self, url: str, headers: Mapping[str, str], left: float) -> tuple[int, dict[str, str], bytes]:
+    async def _once(self, url: URL, headers: Mapping[str, str], left: float) -> tuple[int, dict[str, str], bytes]:
         if self._session is None:
             connector = aiohttp.TCPConnector(resolver=_Resolver(self._policy), use_dns_cache=False, limit=32)
             self._session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
@@ -120,23 +119,27 @@ class JsonWeb:
             kept = {name: answer.headers[name] for name in ("location", "retry-after") if name in answer.headers}
             return answer.status, kept, bytes(data)
 
-    def _check(self, url: str) -> None:
-        """Addresses in URLs are not looked up, so they are judged here; names when they are resolved."""
+    def _checked(self, text: str, base: URL | None = None) -> URL:
+        """The URL that is asked: judged as aiohttp reads it, which folds full-width digits and dots in hosts.
+
+        Addresses in URLs are not looked up, so they are judged here; names when they are resolved.
+        """
         try:
-            parts = urlsplit(url)
-            host, port = parts.hostname, parts.port
+            url = URL(text) if base is None else base.join(URL(text))
+            host, port = url.raw_host, url.port
         except ValueError:
             raise WebFault("leads to something that is no URL") from None
-        if parts.scheme not in ("http", "https") or not host or parts.username is not None:
-            raise WebFault(f"leads to {parts.scheme or 'nothing'}: only http(s) is followed")
+        if url.scheme not in ("http", "https") or not host or not port or url.user is not None or url.password:
+            raise WebFault(f"leads to {url.scheme or 'nothing'}: only http(s) is followed")
         if ":" not in host and not host.replace(".", "").isdigit():
-            return
+            return url
         try:
-            self._policy.check(host, port or (443 if parts.scheme == "https" else 80), [host])
+            self._policy.check(host, port, [host])
         except AddressRefused as error:
             raise WebFault(f"cannot be asked about: {error.why}; see url_policy.allowed_hosts") from None
         except ValueError:
             raise WebFault("leads to something that is no address") from None
+        return url
 
 
 class _Refused(OSError):
@@ -185,6 +188,11 @@ class _Resolver(AbstractResolver):
         """Nothing is kept."""
 
 
-def _origin(url: str) -> tuple[str, str]:
-    parts = urlsplit(url)
-    return parts.scheme, parts.netloc.lower()
+def _parsed(data: bytes, url: URL) -> Any:
+    # Parsing holds the interpreter, in a thread as well, for as long as there are values to make.
+    if sum(map(data.count, (b",", b"[", b"{"))) > MOST_VALUES:
+        raise WebFault(f"has an answer of more than {MOST_VALUES} values")
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        raise WebFault(f"has no answer: {url.authority} did not send JSON") from None

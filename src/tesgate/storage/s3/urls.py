@@ -92,14 +92,20 @@ def covers(patterns: Iterable[str], bucket: str, key: str, words: Mapping[str, s
     covers nothing.
     """
     name = f"{bucket}/{key}"
-    for pattern in patterns:
-        for word, value in (words or {}).items():
-            if f"{{{word}}}" in pattern:
-                whole = value if value and "/" not in value and value not in (".", "..") and "*" not in value else None
-                pattern = "" if whole is None else pattern.replace(f"{{{word}}}", whole)  # noqa: PLW2901
+    for each in patterns:
+        pattern = _filled(each, words) if words else each
         if pattern.endswith("*"):
             if name.startswith(pattern[:-1]):
                 return True
         elif pattern and (name.rstrip("/") == pattern.rstrip("/") or name.startswith(pattern.rstrip("/") + "/")):
             return True
     return False
+
+
+def _filled(pattern: str, words: Mapping[str, str | None]) -> str:
+    """With its words, empty where one cannot be. All at once: an owner called `{group}` is no word."""
+    named = re.compile(rf"\{{({'|'.join(map(re.escape, words))})\}}")
+    values = [words[found[1]] for found in named.finditer(pattern)]
+    if any(not value or "/" in value or value in (".", "..") or "*" in value for value in values):
+        return ""
+    return named.sub(lambda found: words[found[1]] or "", pattern)
