@@ -260,10 +260,7 @@ class Agent:
             if attempt is not None:
                 attempt.stop(order.grace)
             elif (order.task, order.attempt) not in self._attempts.refused:
-                self._scratch.entomb(order.task, order.attempt)
-                self._attempts.refused.add((order.task, order.attempt))
-                _log.info("attempt %s/%d was stopped before it began", order.task, order.attempt)
-                news = True
+                news = self._entomb(order.task, order.attempt) or news
         for ref in answer.forget:
             attempt = self._attempts.find(ref)
             if (ref.task, ref.attempt) in self._attempts.refused:
@@ -279,6 +276,17 @@ class Agent:
         for plan in answer.start:
             news = self._begin(plan) or news
         return news
+
+    def _entomb(self, task: str, attempt: int) -> bool:
+        """It was stopped before it began. A disk that takes no tombstone now may take it when the order is repeated."""
+        try:
+            self._scratch.entomb(task, attempt)
+        except (ScratchError, OSError) as exc:
+            _log.error("attempt %s/%d cannot be noted as stopped yet: %s", task, attempt, exc)
+            return False
+        self._attempts.refused.add((task, attempt))
+        _log.info("attempt %s/%d was stopped before it began", task, attempt)
+        return True
 
     def _begin(self, plan: Plan) -> bool:
         try:

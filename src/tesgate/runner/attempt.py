@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 from typing import Awaitable, Callable, Optional
@@ -47,7 +46,6 @@ class Attempt:
         agent: str,
         log: logging.Logger,
     ) -> None:
-        plan = dataclasses.replace(plan, run_as=scratch.users.settled(plan.external_name, plan.run_as))
         self.plan, self.path, self._journal, self._scratch, self._tools = plan, path, journal, scratch, tools
         self.ref = AttemptRef(task=plan.task, attempt=plan.attempt)
         self._log = logging.LoggerAdapter(log, {"task": plan.task, "attempt": plan.attempt})

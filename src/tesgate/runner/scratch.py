@@ -169,14 +169,15 @@ class Scratch:
     def begin(self, plan: Plan) -> Optional[Tuple[str, Journal]]:
         """Make the directory of a new attempt with plan and journal, whole or not at all; None: it is there already.
 
-        The directory is filled under another name and then renamed, which fails where one is: never begun twice.
+        Where `plan` asks for a user of a range it gets its own, which the written plan names too. The directory is filled under another name and then renamed, which fails where one is: never begun twice.
         """
         path = self.path(plan.external_name)
         if os.path.lexists(path):
             return None
         fresh = os.path.join(self.attempts, ".new-%s-%s" % (plan.external_name, secrets.token_hex(4)))
-        os.mkdir(fresh, 0o700)
         try:
+            plan.run_as = self.users.settled(plan.external_name, plan.run_as)
+            os.mkdir(fresh, 0o700)
             for part in ("rw", "ro", "steps"):
                 os.mkdir(os.path.join(fresh, part), 0o755)
                 os.chmod(os.path.join(fresh, part), 0o755)
@@ -192,6 +193,7 @@ class Scratch:
             shutil.rmtree(fresh, ignore_errors=True)
             if isinstance(exc, OSError) and exc.errno in (errno.ENOTEMPTY, errno.EEXIST):
                 return None
+            self.users.release(plan.external_name)
             raise
         journal.path = os.path.join(path, "journal")
         return path, journal

@@ -170,7 +170,11 @@ def _user(user: str, engine: RuntimeFacts, settings: ContainerSettings) -> str:
 
     There ``host`` is the engine's own namespace, as if nothing were set.
     """
-    if engine.rootless and (settings.user_namespace or "host") == "host" and int(user.partition(":")[0]) == engine.root_uid:
+    if (
+        engine.rootless
+        and (settings.user_namespace or "host") == "host"
+        and int(user.partition(":")[0]) == engine.root_uid
+    ):
         return "0:0"
     return user
 
