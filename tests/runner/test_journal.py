@@ -352,3 +352,14 @@ def test_what_cannot_be_looked_at_counts_as_living(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(os, "open", fail)
     assert Step._exec_lives(step)
+
+
+def test_what_is_kept_holds_its_engine(tmp_path: Path) -> None:
+    """Whoever took another engine could never remove the containers of what is kept."""
+    scratch = Scratch(str(tmp_path))
+    scratch.record_socket("/run/podman/podman.sock")
+    scratch.record_runtime("docker")
+    assert (scratch.recall_socket(), scratch.recall_runtime()) == (None, None)
+    (tmp_path / "kept/tg-a").mkdir(parents=True)
+    assert (scratch.recall_socket(), scratch.recall_runtime()) == ("/run/podman/podman.sock", "docker")
+    scratch.close()

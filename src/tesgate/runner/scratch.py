@@ -166,6 +166,13 @@ class Scratch:
         """Return the external names of all attempt directories."""
         return sorted(name for name in os.listdir(self.attempts) if _NAME.fullmatch(name))
 
+    def kept(self) -> List[str]:
+        """Return the names of ended attempts that were set aside (`tesgate.runner.kept`)."""
+        try:
+            return os.listdir(os.path.join(self.root, "kept"))
+        except FileNotFoundError:
+            return []
+
     def begin(self, plan: Plan) -> Optional[Tuple[str, Journal]]:
         """Make the directory of a new attempt with plan and journal, whole or not at all; None: it is there already.
 
@@ -235,8 +242,7 @@ class Scratch:
         for name in os.listdir(self.attempts):
             if name.startswith((".new-", ".gone-")):
                 remove_tree(os.path.join(self.attempts, name))
-        kept = os.path.join(self.root, "kept")
-        self.users.sweep({*self.names(), *(os.listdir(kept) if os.path.isdir(kept) else [])})
+        self.users.sweep({*self.names(), *self.kept()})
         oldest = time.time() - _TOMBSTONES_KEPT
         for entry in os.scandir(self.tombstones):
             if entry.stat(follow_symlinks=False).st_mtime < oldest:
@@ -267,11 +273,14 @@ class Scratch:
 
     # -- the runtime -------------------------------------------------------------------------------------------
 
+    def _is_used(self) -> bool:
+        return bool(self.names() or self.kept())
+
     def recall_runtime(self) -> Optional[str]:
-        """Return the name of the runtime that attempts here were begun on, if one was recorded."""
+        """Return the runtime that attempts here, kept ones too, were begun on; None: none is known, or there are none."""
         try:
             with open(os.path.join(self.root, "runtime"), encoding="utf-8") as file:
-                return file.read().strip() or None
+                return (file.read().strip() or None) if self._is_used() else None
         except FileNotFoundError:
             return None
 
@@ -283,10 +292,10 @@ class Scratch:
             file.write(name)
 
     def recall_socket(self) -> Optional[str]:
-        """Return the socket of the engine that attempts here run on; None where none was found, or there are none."""
+        """Return the socket of the engine that has the containers of attempts here, also of kept ones; None as above."""
         try:
             with open(os.path.join(self.root, "socket"), encoding="utf-8") as file:
-                return (file.read().strip() or None) if self.names() else None
+                return (file.read().strip() or None) if self._is_used() else None
         except FileNotFoundError:
             return None
 

@@ -108,9 +108,9 @@ def client_of(settings: AgentSettings) -> GatewayClient:
 
 async def _choose(settings: AgentSettings, scratch: Scratch, exec_path: str) -> str:
     """Docker where an engine answers, else bubblewrap; what earlier attempts here run on stays what it is."""
-    kept = scratch.recall_runtime()
-    if scratch.names() and kept is not None:
-        return kept
+    known = scratch.recall_runtime()
+    if known is not None:
+        return known
     runtime = open_runtime(dataclasses.replace(settings, runtime="docker"), scratch, exec_path)
     try:
         await runtime.probe()
