@@ -176,7 +176,8 @@ class Scratch:
     def begin(self, plan: Plan) -> Optional[Tuple[str, Journal]]:
         """Make the directory of a new attempt with plan and journal, whole or not at all; None: it is there already.
 
-        Where `plan` asks for a user of a range it gets its own, which the written plan names too. The directory is filled under another name and then renamed, which fails where one is: never begun twice.
+        Where `plan` asks for a user of a range, it is given its own, and so is the plan on the disk. The directory is
+        filled under another name and then renamed, which fails where one is: never begun twice.
         """
         path = self.path(plan.external_name)
         if os.path.lexists(path):
@@ -277,7 +278,7 @@ class Scratch:
         return bool(self.names() or self.kept())
 
     def recall_runtime(self) -> Optional[str]:
-        """Return the runtime that attempts here, kept ones too, were begun on; None: none is known, or there are none."""
+        """Return the runtime that attempts here, kept ones too, were begun on; None: unknown, or there are none."""
         try:
             with open(os.path.join(self.root, "runtime"), encoding="utf-8") as file:
                 return (file.read().strip() or None) if self._is_used() else None
@@ -292,7 +293,7 @@ class Scratch:
             file.write(name)
 
     def recall_socket(self) -> Optional[str]:
-        """Return the socket of the engine that has the containers of attempts here, also of kept ones; None as above."""
+        """Return the socket of the engine that has the containers of attempts here, kept ones too; None as above."""
         try:
             with open(os.path.join(self.root, "socket"), encoding="utf-8") as file:
                 return (file.read().strip() or None) if self._is_used() else None
