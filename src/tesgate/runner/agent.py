@@ -91,6 +91,12 @@ class Agent:
         if self._scope is not None:
             self._scope.cancel()
 
+    def register_anew(self) -> None:
+        """Tell the gateway that what this agent offers has changed."""
+        self._registered = None
+        if self._scope is not None:
+            self._scope.cancel()
+
     async def _signals(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
             task_status.started()
@@ -123,9 +129,7 @@ class Agent:
         while not self._runtime_works:
             await anyio.sleep(AGAIN)
             await self._probe(0.0)
-        self._registered = None  # say so
-        if self._scope is not None:
-            self._scope.cancel()
+        self.register_anew()
 
     async def _ends(self) -> None:
         while True:
