@@ -7,6 +7,7 @@ import json
 import os
 import stat
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,10 +15,12 @@ from typing import Any
 import pytest
 
 from tesgate.runner import clock
+from tesgate.runner.agent import Agent
+from tesgate.runner.attempts import Attempts
 from tesgate.runner.journal import RESERVED, Journal
-from tesgate.runner.plan import Executor, Plan
+from tesgate.runner.plan import Executor, Plan, RunAs
 from tesgate.runner.record import Final, Record
-from tesgate.runner.report import OutputFile
+from tesgate.runner.report import OutputFile, PollAnswer, StopOrder
 from tesgate.runner.scratch import Scratch, ScratchError, ScratchLocked
 from tesgate.runner.stageout import LISTED_BYTES, StageOut
 from tesgate.runner.step import Step
@@ -109,6 +112,59 @@ def test_an_attempt_begins_once(tmp_path: Path) -> None:
     assert plan == _plan()
     assert again.find("begun") is not None
     again.close()
+    scratch.close()
+
+
+def test_the_user_of_a_range_is_in_the_plan_and_given_back_where_nothing_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch = Scratch(str(tmp_path))
+    wide = RunAs(policy="fixed", uid=5000, last_uid=5001)
+    made = scratch.begin(replace(_plan("tg-a"), run_as=wide))
+    assert made is not None
+    made[1].close()
+    plan, journal = scratch.load("tg-a")
+    journal.close()
+    assert plan.run_as.last_uid is None
+    assert os.readlink(tmp_path / "users" / str(plan.run_as.uid)) == "tg-a"
+
+    def full(*args: Any, **more: Any) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tesgate.runner.scratch._write", full)
+        with pytest.raises(OSError, match="full"):
+            scratch.begin(replace(_plan("tg-b"), run_as=wide))
+    assert len(os.listdir(tmp_path / "users")) == 1
+    scratch.close()
+
+
+def test_a_disk_without_inodes_costs_the_attempt_and_not_the_agent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch, nothing = Scratch(str(tmp_path)), SimpleNamespace()
+    agent = Agent(settings=nothing, scratch=scratch, client=nothing, tools=nothing)  # type: ignore[arg-type]
+    agent._attempts = Attempts(scratch=scratch, tools=nothing, group=nothing)  # type: ignore[arg-type]
+    real = os.open
+
+    def full(path: Any, flags: int, *more: Any, **others: Any) -> int:
+        if flags & os.O_CREAT:
+            raise OSError(errno.ENOSPC, "no inodes")
+        return real(path, flags, *more, **others)
+
+    def no_link(*args: Any) -> None:
+        raise OSError(errno.ENOSPC, "no inodes")
+
+    monkeypatch.setattr(os, "open", full)
+    monkeypatch.setattr(os, "symlink", no_link)
+    plan = replace(_plan(), run_as=RunAs(policy="fixed", uid=5000, last_uid=5001))
+    assert agent._obey(PollAnswer(start=[plan]))
+    assert agent._attempts.refused == {("t1", 1)}
+    assert not agent._obey(PollAnswer(stop=[StopOrder("t2", 1, 1.0)]))
+    monkeypatch.undo()
+    assert agent._obey(PollAnswer(stop=[StopOrder("t2", 1, 1.0)]))
+    assert scratch.entombed("t2", 1)
+    assert scratch.names() == []
     scratch.close()
 
 
@@ -296,3 +352,14 @@ def test_what_cannot_be_looked_at_counts_as_living(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(os, "open", fail)
     assert Step._exec_lives(step)
+
+
+def test_what_is_kept_holds_its_engine(tmp_path: Path) -> None:
+    """Whoever took another engine could never remove the containers of what is kept."""
+    scratch = Scratch(str(tmp_path))
+    scratch.record_socket("/run/podman/podman.sock")
+    scratch.record_runtime("docker")
+    assert (scratch.recall_socket(), scratch.recall_runtime()) == (None, None)
+    (tmp_path / "kept/tg-a").mkdir(parents=True)
+    assert (scratch.recall_socket(), scratch.recall_runtime()) == ("/run/podman/podman.sock", "docker")
+    scratch.close()

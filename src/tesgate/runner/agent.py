@@ -91,6 +91,12 @@ class Agent:
         if self._scope is not None:
             self._scope.cancel()
 
+    def register_anew(self) -> None:
+        """Tell the gateway that what this agent offers has changed."""
+        self._registered = None
+        if self._scope is not None:
+            self._scope.cancel()
+
     async def _signals(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
             task_status.started()
@@ -123,9 +129,7 @@ class Agent:
         while not self._runtime_works:
             await anyio.sleep(AGAIN)
             await self._probe(0.0)
-        self._registered = None  # say so
-        if self._scope is not None:
-            self._scope.cancel()
+        self.register_anew()
 
     async def _ends(self) -> None:
         while True:
@@ -260,10 +264,7 @@ class Agent:
             if attempt is not None:
                 attempt.stop(order.grace)
             elif (order.task, order.attempt) not in self._attempts.refused:
-                self._scratch.entomb(order.task, order.attempt)
-                self._attempts.refused.add((order.task, order.attempt))
-                _log.info("attempt %s/%d was stopped before it began", order.task, order.attempt)
-                news = True
+                news = self._entomb(order.task, order.attempt) or news
         for ref in answer.forget:
             attempt = self._attempts.find(ref)
             if (ref.task, ref.attempt) in self._attempts.refused:
@@ -279,6 +280,17 @@ class Agent:
         for plan in answer.start:
             news = self._begin(plan) or news
         return news
+
+    def _entomb(self, task: str, attempt: int) -> bool:
+        """It was stopped before it began. A disk that takes no tombstone now may take it when the order is repeated."""
+        try:
+            self._scratch.entomb(task, attempt)
+        except (ScratchError, OSError) as exc:
+            _log.error("attempt %s/%d cannot be noted as stopped yet: %s", task, attempt, exc)
+            return False
+        self._attempts.refused.add((task, attempt))
+        _log.info("attempt %s/%d was stopped before it began", task, attempt)
+        return True
 
     def _begin(self, plan: Plan) -> bool:
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 from typing import Awaitable, Callable, Optional
@@ -47,7 +46,6 @@ class Attempt:
         agent: str,
         log: logging.Logger,
     ) -> None:
-        plan = dataclasses.replace(plan, run_as=scratch.users.settled(plan.external_name, plan.run_as))
         self.plan, self.path, self._journal, self._scratch, self._tools = plan, path, journal, scratch, tools
         self.ref = AttemptRef(task=plan.task, attempt=plan.attempt)
         self._log = logging.LoggerAdapter(log, {"task": plan.task, "attempt": plan.attempt})
@@ -302,7 +300,10 @@ class Attempt:
         else:
             await anyio.sleep(SETTLE)
             kept = self._is_kept()
-            if not kept:
+            if kept:
+                # A start that failed for us may have happened: its command must not run beside the next attempt's.
+                await self._stop_containers()
+            else:
                 await self._remove_containers()
             await self._forget.wait()
             if not await self._logs.drained(LOG_PATIENCE):
@@ -315,6 +316,8 @@ class Attempt:
             if await self._tools.kept.keep(self.plan):
                 self._log.info("kept for %g s", self.plan.keep.seconds)
                 return
+            for name in self._tools.kept.containers(self.plan):
+                await self._until_engine(lambda name=name: self._remove(name))  # type: ignore[misc]
             await self._remove_containers()
         await self._remove_directory()
         self._log.info("removed")
@@ -325,6 +328,12 @@ class Attempt:
         if keep.seconds <= 0 or said is None or self._grace is not None:
             return False
         return not keep.failed_only or said.message == "failed" or said.state != COMPLETE
+
+    async def _stop_containers(self) -> None:
+        for index in range(len(self.plan.executors)):
+            if self._journal.find("starting", executor=index):
+                name = self._work.step(index).name
+                await self._until_engine(lambda name=name: self._tools.runtime.stop(name, 0.0))  # type: ignore[misc]
 
     async def _remove_containers(self) -> None:
         if self._journal.find("removed") is not None:

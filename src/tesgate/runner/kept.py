@@ -23,6 +23,7 @@ __all__ = ["Kept"]
 
 _log = logging.getLogger("tesgate.agent")
 LOOK_EVERY = 30.0
+_PREFIX = "kept-"
 
 
 class Kept:
@@ -36,7 +37,7 @@ class Kept:
     async def keep(self, plan: Plan) -> bool:
         """Set an ended attempt aside, containers first; False where that cannot be: then it is to be removed.
 
-        Idempotent, whatever died in between.
+        Then containers may have either name (`containers`). Idempotent, whatever died in between.
         """
         try:
             for index in range(len(plan.executors)):
@@ -48,18 +49,38 @@ class Kept:
         await self.sweep(plan.keep.most)
         return True
 
+    @staticmethod
+    def containers(plan: Plan) -> List[str]:
+        """Return the names that the containers of a kept attempt have."""
+        return [_PREFIX + "%s-%d" % (plan.external_name, index) for index in range(len(plan.executors))]
+
     async def run(self) -> None:
         """Remove what is past its time, for ever; first, containers whose directory somebody removed."""
+        looked = False
+        while True:
+            looked = looked or await self._orphans_removed()
+            await self.sweep()
+            await anyio.sleep(LOOK_EVERY)
+
+    async def _orphans_removed(self) -> bool:
+        """Remove containers of which there is no directory any more; False: ask again.
+
+        An attempt that is being kept, or was when its agent died, may still have its directory among the others: these
+        are read first, as a directory goes from there to what is kept.
+        """
         try:
-            known = {word for _, about in self._listed() for word in about.get("containers") or []}
-            for name in await self._runtime.names("kept-"):
-                if name not in known:
+            found = await self._runtime.names(_PREFIX)
+            living = self._scratch.names()
+            listed = await anyio.to_thread.run_sync(self._listed)
+            known = {word for _, about in listed for word in about.get("containers") or []}
+            for name in found:
+                if name not in known and name[len(_PREFIX) :].rpartition("-")[0] not in living:
+                    _log.warning("removing the kept container %s: nothing else is kept of it", name)
                     await self._runtime.remove(name)
         except (RuntimeFault, OSError) as exc:
             _log.info("kept containers cannot be looked for now: %s", exc)
-        while True:
-            await self.sweep()
-            await anyio.sleep(LOOK_EVERY)
+            return False
+        return True
 
     async def sweep(self, most: Optional[int] = None) -> None:
         """Remove what is past its time, what is more than `most` (the oldest first), and all where room is short."""
@@ -85,7 +106,7 @@ class Kept:
                 "seconds": keep.seconds,
                 "task": plan.task,
                 "image": plan.executors[0].image,
-                "containers": ["kept-%s-%d" % (plan.external_name, index) for index in range(len(plan.executors))],
+                "containers": self.containers(plan),
             }
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
             with open(os.open(os.path.join(source, "kept.json"), flags, 0o600), "w", encoding="utf-8") as file:

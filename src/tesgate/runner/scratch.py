@@ -166,17 +166,26 @@ class Scratch:
         """Return the external names of all attempt directories."""
         return sorted(name for name in os.listdir(self.attempts) if _NAME.fullmatch(name))
 
+    def kept(self) -> List[str]:
+        """Return the names of ended attempts that were set aside (`tesgate.runner.kept`)."""
+        try:
+            return os.listdir(os.path.join(self.root, "kept"))
+        except FileNotFoundError:
+            return []
+
     def begin(self, plan: Plan) -> Optional[Tuple[str, Journal]]:
         """Make the directory of a new attempt with plan and journal, whole or not at all; None: it is there already.
 
-        The directory is filled under another name and then renamed, which fails where one is: never begun twice.
+        Where `plan` asks for a user of a range, it is given its own, and so is the plan on the disk. The directory is
+        filled under another name and then renamed, which fails where one is: never begun twice.
         """
         path = self.path(plan.external_name)
         if os.path.lexists(path):
             return None
         fresh = os.path.join(self.attempts, ".new-%s-%s" % (plan.external_name, secrets.token_hex(4)))
-        os.mkdir(fresh, 0o700)
         try:
+            plan.run_as = self.users.settled(plan.external_name, plan.run_as)
+            os.mkdir(fresh, 0o700)
             for part in ("rw", "ro", "steps"):
                 os.mkdir(os.path.join(fresh, part), 0o755)
                 os.chmod(os.path.join(fresh, part), 0o755)
@@ -192,6 +201,7 @@ class Scratch:
             shutil.rmtree(fresh, ignore_errors=True)
             if isinstance(exc, OSError) and exc.errno in (errno.ENOTEMPTY, errno.EEXIST):
                 return None
+            self.users.release(plan.external_name)
             raise
         journal.path = os.path.join(path, "journal")
         return path, journal
@@ -233,8 +243,7 @@ class Scratch:
         for name in os.listdir(self.attempts):
             if name.startswith((".new-", ".gone-")):
                 remove_tree(os.path.join(self.attempts, name))
-        kept = os.path.join(self.root, "kept")
-        self.users.sweep({*self.names(), *(os.listdir(kept) if os.path.isdir(kept) else [])})
+        self.users.sweep({*self.names(), *self.kept()})
         oldest = time.time() - _TOMBSTONES_KEPT
         for entry in os.scandir(self.tombstones):
             if entry.stat(follow_symlinks=False).st_mtime < oldest:
@@ -265,11 +274,14 @@ class Scratch:
 
     # -- the runtime -------------------------------------------------------------------------------------------
 
+    def _is_used(self) -> bool:
+        return bool(self.names() or self.kept())
+
     def recall_runtime(self) -> Optional[str]:
-        """Return the name of the runtime that attempts here were begun on, if one was recorded."""
+        """Return the runtime that attempts here, kept ones too, were begun on; None: unknown, or there are none."""
         try:
             with open(os.path.join(self.root, "runtime"), encoding="utf-8") as file:
-                return file.read().strip() or None
+                return (file.read().strip() or None) if self._is_used() else None
         except FileNotFoundError:
             return None
 
@@ -281,10 +293,10 @@ class Scratch:
             file.write(name)
 
     def recall_socket(self) -> Optional[str]:
-        """Return the socket of the engine that attempts here run on; None where none was found, or there are none."""
+        """Return the socket of the engine that has the containers of attempts here, kept ones too; None as above."""
         try:
             with open(os.path.join(self.root, "socket"), encoding="utf-8") as file:
-                return (file.read().strip() or None) if self.names() else None
+                return (file.read().strip() or None) if self._is_used() else None
         except FileNotFoundError:
             return None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from typing import Dict, Optional, Tuple
+from typing import Dict, List, Optional, Tuple
 from urllib.parse import urlsplit
 
 import anyio
@@ -13,11 +13,13 @@ import anyio.to_thread
 
 from . import exec as exec_program
 from .absent import AbsentRuntime
-from .agent import EXIT_LOCKED, EXIT_OK, EXIT_SCRATCH, EXIT_SUPERSEDED, Agent
-from .gateway import GatewayClient
+from .agent import EXIT_LOCKED, EXIT_OK, EXIT_SCRATCH, EXIT_SUPERSEDED, PROBE_PATIENCE, Agent
+from .attempts import AGAIN
+from .gateway import Backoff, GatewayClient
 from .kept import Kept
 from .plan import Plan
-from .runtime.base import Runtime, RuntimeFault
+from .report import Root
+from .runtime.base import EngineUnavailable, Runtime, RuntimeFault
 from .runtime.sockets import AUTO
 from .scratch import Scratch, ScratchError, ScratchLocked
 from .settings import AgentSettings
@@ -26,7 +28,7 @@ from .storages import headers_of, storages_of
 from .transfer.copying import process_umask
 from .transfer.ftp import FtpServers
 from .transfer.stage import Stager
-from .volumes import VolumeError, resolve_volumes
+from .volumes import VolumeError, known_without_engine, resolve_volumes
 from .watch import Watch
 from .work import Tools
 
@@ -59,14 +61,13 @@ async def run_agent(settings: AgentSettings) -> int:
             settings = dataclasses.replace(settings, runtime=await _choose(settings, scratch, exec_path))
         runtime = open_runtime(settings, scratch, exec_path)
         kept = Kept(scratch, runtime)
+        wanted = settings.roots
         try:
-            roots = await anyio.to_thread.run_sync(
-                resolve_volumes, settings.roots, _socket(settings, scratch), scratch.record_socket
-            )
+            roots = await _roots(settings, scratch)
         except VolumeError as exc:
             _log.error("%s", exc)
             return EXIT_SCRATCH
-        settings = dataclasses.replace(settings, roots=roots)
+        settings = dataclasses.replace(settings, roots=known_without_engine(wanted) if roots is None else roots)
         tools = Tools(
             client=client,
             runtime=runtime,
@@ -80,7 +81,10 @@ async def run_agent(settings: AgentSettings) -> int:
         try:
             async with anyio.create_task_group() as group:
                 group.start_soon(kept.run)
-                code = await Agent(settings=settings, scratch=scratch, client=client, tools=tools).run()
+                agent = Agent(settings=settings, scratch=scratch, client=client, tools=tools)
+                if roots is None:
+                    group.start_soon(_offer_later, wanted, settings, scratch, agent)
+                code = await agent.run()
                 group.cancel_scope.cancel()
             return code
         finally:
@@ -90,6 +94,42 @@ async def run_agent(settings: AgentSettings) -> int:
                 await runtime.aclose()
     finally:
         scratch.close()
+
+
+async def _roots(settings: AgentSettings, scratch: Scratch) -> Optional[List[Root]]:
+    """Return the roots as they really lie; None: the engine, which alone knows, stays away.
+
+    With attempts here it is waited for without end: they may need such a root, and would fail for good without it.
+    Raises `VolumeError`.
+    """
+    deadline, backoff = anyio.current_time() + PROBE_PATIENCE, Backoff()
+    while True:
+        try:
+            return await _resolved(settings.roots, settings, scratch)
+        except EngineUnavailable as exc:
+            pause = backoff.next()
+            if anyio.current_time() + pause > deadline and not scratch.names():
+                _log.error("file roots that are volumes are not offered for now: %s", exc)
+                return None
+            _log.info("waiting for the engine, which knows the volumes: %s", exc)
+        await anyio.sleep(pause)
+
+
+async def _resolved(roots: List[Root], settings: AgentSettings, scratch: Scratch) -> List[Root]:
+    return await anyio.to_thread.run_sync(resolve_volumes, roots, _socket(settings, scratch), scratch.record_socket)
+
+
+async def _offer_later(wanted: List[Root], settings: AgentSettings, scratch: Scratch, agent: Agent) -> None:
+    """Offer the roots that are volumes as soon as the engine tells where they lie."""
+    while True:
+        await anyio.sleep(AGAIN)
+        try:
+            settings.roots = await _resolved(wanted, settings, scratch)
+        except (EngineUnavailable, VolumeError) as exc:
+            _log.info("file roots that are volumes are still not offered: %s", exc)
+            continue
+        agent.register_anew()
+        return
 
 
 def client_of(settings: AgentSettings) -> GatewayClient:
@@ -108,9 +148,9 @@ def client_of(settings: AgentSettings) -> GatewayClient:
 
 async def _choose(settings: AgentSettings, scratch: Scratch, exec_path: str) -> str:
     """Docker where an engine answers, else bubblewrap; what earlier attempts here run on stays what it is."""
-    kept = scratch.recall_runtime()
-    if scratch.names() and kept is not None:
-        return kept
+    known = scratch.recall_runtime()
+    if known is not None:
+        return known
     runtime = open_runtime(dataclasses.replace(settings, runtime="docker"), scratch, exec_path)
     try:
         await runtime.probe()

@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import Callable, List
 
 from .report import Root
-from .runtime.base import RuntimeFault
+from .runtime.base import EngineUnavailable, RuntimeFault
 from .runtime.engine import Engine, EngineError, in_path
 
-__all__ = ["VolumeError", "resolve_volumes"]
+__all__ = ["VolumeError", "known_without_engine", "resolve_volumes"]
 
 
 class VolumeError(Exception):
@@ -18,12 +18,13 @@ class VolumeError(Exception):
 
 
 def resolve_volumes(roots: List[Root], socket: str, found: Callable[[str], None]) -> List[Root]:
-    """Return the roots with the real directories of those that are volumes. Blocks. Raises `VolumeError`.
+    """Return the roots with the real directories of those that are volumes. Blocks.
 
+    Raises `VolumeError`, and `EngineUnavailable` (transient) while the engine does not say.
     Where something is mounted at a root's path, as in an agent that itself is a container with that volume, that is it.
     Elsewhere the engine tells where the volume lies, and the agent must have the right to go there.
     """
-    if not any(root.volume and not os.path.ismount(root.path) for root in roots):
+    if len(known_without_engine(roots)) == len(roots):
         return roots
     engine = Engine(socket, found=found)
     try:
@@ -32,16 +33,27 @@ def resolve_volumes(roots: List[Root], socket: str, found: Callable[[str], None]
         engine.close()
 
 
+def known_without_engine(roots: List[Root]) -> List[Root]:
+    """Return those that are no volumes, or are mounted at their paths."""
+    return [root for root in roots if not root.volume or os.path.ismount(root.path)]
+
+
 def _resolved(engine: Engine, root: Root) -> Root:
     try:
         about = engine.request("GET", "/volumes/%s" % in_path(root.volume or "")).json()
     except EngineError as error:
+        if error.status >= 500:
+            raise EngineUnavailable(
+                "The volume %s cannot be looked up now (%s)." % (root.volume, error.message.rstrip("."))
+            ) from error
         what = "does not exist" if error.status == 404 else "cannot be looked up (%s)" % error.message.rstrip(".")
         raise VolumeError(
             "The volume %s of the root %s %s; make it with the engine, or correct the setting."
             % (root.volume, root.name, what)
         ) from error
     except RuntimeFault as fault:
+        if isinstance(fault, EngineUnavailable):
+            raise
         raise VolumeError("The volume %s cannot be looked up: %s" % (root.volume, fault.sentence)) from fault
     place = str(about.get("Mountpoint") or "")
     wanted = os.R_OK | os.X_OK | (os.W_OK if root.writable else 0)

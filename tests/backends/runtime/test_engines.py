@@ -14,7 +14,7 @@ import pytest_asyncio
 from tesgate.runner.exec import binary
 from tesgate.runner.plan import Limits
 from tesgate.runner.report import Root
-from tesgate.runner.runtime.base import Bind, StepRefused
+from tesgate.runner.runtime.base import Bind, EngineUnavailable, StepRefused
 from tesgate.runner.runtime.containers import ContainerSettings
 from tesgate.runner.runtime.docker import DockerRuntime
 from tesgate.runner.volumes import VolumeError, resolve_volumes
@@ -105,7 +105,7 @@ async def test_volumes_are_found(engine_house: House, request: pytest.FixtureReq
             resolve_volumes([Root(name="data", path="/data", volume="nothing-there")], socket, lambda _: None)
     finally:
         assert engine_call(socket, "DELETE", f"/v1.41/volumes/{name}")[0] == 204
-    with pytest.raises(VolumeError, match="does not answer"):
+    with pytest.raises(EngineUnavailable, match="does not answer"):
         resolve_volumes([root], "/nowhere/engine.sock", lambda _: None)
 
 

@@ -187,6 +187,14 @@ def test_limits_that_the_engine_does_not_hold_are_said() -> None:
     assert (body["Entrypoint"], body["Cmd"]) == (["true"], [])
 
 
+@pytest.mark.parametrize(("namespace", "inside"), [("", "0:0"), ("host", "0:0"), ("keep-id", "1000:1000")])
+def test_the_user_of_a_rootless_engine_in_each_namespace(namespace: str, inside: str) -> None:
+    engine = RuntimeFacts("docker", "1", rootless=True, root_uid=1000)
+    settings = ContainerSettings(user_namespace=namespace)
+    assert container_body(spec_of(user="1000:1000"), None, engine, settings)[0]["User"] == inside
+    assert container_body(spec_of(user="1001:1001"), None, engine, settings)[0]["User"] == "1001:1001"
+
+
 def test_disk_quota_is_seen_by_the_driver() -> None:
     assert engine_facts("docker", {}, {"Driver": "btrfs"}).disk_limit
     overlay = {"Driver": "overlay2", "DriverStatus": [["Backing Filesystem", "extfs"]]}

@@ -166,8 +166,15 @@ def mounts(binds: List[Bind], engine: RuntimeFacts) -> Dict[str, Any]:
 
 
 def _user(user: str, engine: RuntimeFacts, settings: ContainerSettings) -> str:
-    """On a rootless engine the user of the host who runs it is root inside, unless the namespace keeps its number."""
-    if engine.rootless and not settings.user_namespace and int(user.partition(":")[0]) == engine.root_uid:
+    """On a rootless engine the user of the host who runs it is root inside, unless the namespace keeps its number.
+
+    There ``host`` is the engine's own namespace, as if nothing were set.
+    """
+    if (
+        engine.rootless
+        and (settings.user_namespace or "host") == "host"
+        and int(user.partition(":")[0]) == engine.root_uid
+    ):
         return "0:0"
     return user
 
