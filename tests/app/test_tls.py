@@ -18,10 +18,13 @@ import anyio
 import anyio.to_thread
 import httpx
 import pytest
+from typer.testing import CliRunner
 
 from tesgate.app.connection import LINGERING
 from tesgate.app.server import server_of
 from tesgate.app.tls import Certificate
+from tesgate.cli.failure import Failure
+from tesgate.cli.main import app
 from tesgate.config import ServerSettings, Settings
 from tesgate.errors import ConfigError
 from tesgate.runner.gateway import GatewayClient, Unavailable
@@ -201,6 +204,30 @@ async def test_a_handshake_has_its_time(authority: Authority) -> None:
     async with served(Certificate(certificate=file, key=key), client_timeout=1) as port:
         with socket.create_connection(("127.0.0.1", port), 20) as silent:
             assert await anyio.to_thread.run_sync(silent.recv, 1) == b""
+
+
+async def test_health_is_told_over_tls(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the gateway of the own machine without a word about TLS, also where it wants certificates."""
+    file, key = authority.issue("gateway", "IP:127.0.0.1")
+
+    async def told(url: str, *words: str) -> str:
+        done = await anyio.to_thread.run_sync(CliRunner().invoke, app, ["health", "--url", url, *words])
+        return done.exception.sentence if isinstance(done.exception, Failure) else done.stdout
+
+    async with served(Certificate(certificate=file, key=key)) as port:
+        for url in (f"http://127.0.0.1:{port}", f"https://localhost:{port}"):
+            assert await told(url) == "healthy\n"
+        monkeypatch.setattr("tesgate.cli.health._is_loopback", lambda host: False)
+        assert "verify failed" in await told(f"https://127.0.0.1:{port}")
+        assert "does not answer" in await told(f"http://127.0.0.1:{port}")
+        monkeypatch.setenv("SSL_CERT_FILE", str(authority.file))
+        assert await told(f"https://127.0.0.1:{port}") == "healthy\n"
+        monkeypatch.setenv("SSL_CERT_FILE", str(authority.file.with_name("none")))
+        assert "No such file" in await told(f"https://127.0.0.1:{port}")
+    monkeypatch.undo()
+    async with served(Certificate(certificate=file, key=key, client_ca=authority.file)) as port:
+        assert "asks for clients' certificates" in await told(f"http://127.0.0.1:{port}")
+        assert "leave --ready away" in await told(f"https://127.0.0.1:{port}", "--ready")
 
 
 async def test_the_end_waits_for_no_idle_client(authority: Authority) -> None:
