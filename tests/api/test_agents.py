@@ -70,6 +70,14 @@ async def test_admins_alone_see_and_drain_agents(client: httpx.AsyncClient) -> N
     assert (await client.post(f"{AGENTS}/nobody:drain", headers=bearer(ROOT))).status_code == 404
 
 
+async def test_no_page_of_another_origin_drains(client: httpx.AsyncClient) -> None:
+    for word in ("drain", "undrain"):
+        for origin, code in (("https://evil.example", 403), ("http://t", 200)):
+            asked = await client.post(f"{AGENTS}/node1:{word}", headers={**bearer(ROOT), "Origin": origin})
+            assert asked.status_code == code, (word, origin)
+        assert asked.json()["hosts"] == ["node1"]
+
+
 async def test_a_task_may_ask_for_its_owners_pools_alone(client: httpx.AsyncClient, database: Database) -> None:
     async def post(token: str, parameters: dict[str, str], **more: object) -> httpx.Response:
         resources = {"backend_parameters": parameters, **more}

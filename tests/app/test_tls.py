@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import select
 import socket
 import ssl
 import time
@@ -15,9 +18,13 @@ import anyio
 import anyio.to_thread
 import httpx
 import pytest
+from typer.testing import CliRunner
 
+from tesgate.app.connection import LINGERING
 from tesgate.app.server import server_of
 from tesgate.app.tls import Certificate
+from tesgate.cli.failure import Failure
+from tesgate.cli.main import app
 from tesgate.config import ServerSettings, Settings
 from tesgate.errors import ConfigError
 from tesgate.runner.gateway import GatewayClient, Unavailable
@@ -36,7 +43,7 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
 @asynccontextmanager
 async def served(certificate: Certificate, **settings: Any) -> AsyncGenerator[int]:
     """The server of `serve` over that certificate; its port."""
-    server = server_of(echo, ServerSettings(**settings), certificate.context)
+    server = server_of(echo, ServerSettings(**settings), certificate.current)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         task = asyncio.create_task(server.serve(sockets=[listener]))
         while not server.started:
@@ -115,6 +122,112 @@ async def test_client_certificates(authority: Authority, tmp_path: Path) -> None
         with pytest.raises(Unavailable):
             await unknown.drain(DrainRequest("a"))
         unknown.close()
+
+
+async def test_an_authority_that_left_the_file_is_trusted_no_longer(authority: Authority, tmp_path: Path) -> None:
+    file, key = authority.issue("gateway", "IP:127.0.0.1")
+    mine, my_key = authority.issue("agent", usage="clientAuth")
+    trusted = tmp_path / "trusted.pem"
+    trusted.write_bytes(authority.file.read_bytes())
+    certificate = Certificate(certificate=file, key=key, client_ca=trusted)
+    token = tmp_path / "token"
+    token.write_text("secret")
+    async with served(certificate) as port:
+        url, ca = f"https://127.0.0.1:{port}", str(authority.file)
+
+        async def drained() -> list[str]:
+            agent = GatewayClient(url=url, token_file=str(token), ca_file=ca, certificate=str(mine), key=str(my_key))
+            try:
+                return list((await agent.drain(DrainRequest("a"))).hosts)
+            finally:
+                agent.close()
+
+        assert await drained() == ["https"]
+        trusted.write_bytes(Authority(tmp_path / "other", "other").file.read_bytes())
+        assert certificate.look()
+        with pytest.raises(Unavailable):
+            await drained()
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_clients_without_a_handshake_are_counted_too(authority: Authority, loop: str) -> None:
+    """Who says nothing makes room; one that has been answered and keeps its connection does too, at once."""
+    file, key = authority.issue("gateway", "IP:127.0.0.1")
+    certificate = Certificate(certificate=file, key=key)
+    trusting = ssl.create_default_context(cafile=str(authority.file))
+    most = 16 + LINGERING  # those beyond 16 are to be told that there is no room
+
+    def crowd(port: int) -> None:
+        with contextlib.ExitStack() as stack:
+            before = len(os.listdir("/proc/self/fd"))
+            silent = [stack.enter_context(socket.create_connection(("127.0.0.1", port), 10)) for _ in range(most + 40)]
+
+            def held(ours: int) -> int:
+                """By the server, which is this process too; a few are others'."""
+                return len(os.listdir("/proc/self/fd")) - before - ours - 5
+
+            deadline = time.monotonic() + 30
+            while len(select.select(silent, [], [], 0)[0]) < 40:
+                assert held(len(silent)) <= most and time.monotonic() < deadline
+                time.sleep(0.05)
+            assert held(len(silent)) <= most
+            found = shown(port, trusting, stack)
+            assert len(found) == 20
+            assert held(len(silent) + len(found)) <= most
+
+    async def main() -> None:
+        async with served(certificate, max_connections=16, client_timeout=300) as port:
+            await anyio.to_thread.run_sync(crowd, port)
+
+    anyio.run(main, backend_options={"use_uvloop": loop == "uvloop"})
+
+
+def shown(port: int, trusting: ssl.SSLContext, stack: contextlib.ExitStack) -> list[ssl.SSLSocket]:
+    """Twenty clients that are answered, each in its turn, and stay."""
+    found: list[ssl.SSLSocket] = []
+    deadline = time.monotonic() + 30
+    while len(found) < 20 and time.monotonic() < deadline:
+        plain = stack.enter_context(socket.create_connection(("127.0.0.1", port), 10))
+        with contextlib.suppress(OSError):
+            secure = stack.enter_context(trusting.wrap_socket(plain, server_hostname="127.0.0.1"))
+            secure.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+            if b"200 OK" in secure.recv(1000):
+                found.append(secure)
+                continue
+        plain.close()
+        time.sleep(0.1)
+    return found
+
+
+async def test_a_handshake_has_its_time(authority: Authority) -> None:
+    file, key = authority.issue("gateway", "IP:127.0.0.1")
+    async with served(Certificate(certificate=file, key=key), client_timeout=1) as port:
+        with socket.create_connection(("127.0.0.1", port), 20) as silent:
+            assert await anyio.to_thread.run_sync(silent.recv, 1) == b""
+
+
+async def test_health_is_told_over_tls(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the gateway of the own machine without a word about TLS, also where it wants certificates."""
+    file, key = authority.issue("gateway", "IP:127.0.0.1")
+
+    async def told(url: str, *words: str) -> str:
+        done = await anyio.to_thread.run_sync(CliRunner().invoke, app, ["health", "--url", url, *words])
+        return done.exception.sentence if isinstance(done.exception, Failure) else done.stdout
+
+    async with served(Certificate(certificate=file, key=key)) as port:
+        for url in (f"http://127.0.0.1:{port}", f"https://localhost:{port}"):
+            assert await told(url) == "healthy\n"
+        monkeypatch.setattr("tesgate.cli.health._is_loopback", lambda host: False)
+        assert "verify failed" in await told(f"https://127.0.0.1:{port}")
+        assert "does not answer" in await told(f"http://127.0.0.1:{port}")
+        monkeypatch.setenv("SSL_CERT_FILE", str(authority.file))
+        assert await told(f"https://127.0.0.1:{port}") == "healthy\n"
+        monkeypatch.setenv("SSL_CERT_FILE", str(authority.file.with_name("none")))
+        assert "No such file" in await told(f"https://127.0.0.1:{port}")
+    monkeypatch.undo()
+    async with served(Certificate(certificate=file, key=key, client_ca=authority.file)) as port:
+        assert "asks for clients' certificates" in await told(f"http://127.0.0.1:{port}")
+        assert "leave --ready away" in await told(f"https://127.0.0.1:{port}", "--ready")
 
 
 async def test_the_end_waits_for_no_idle_client(authority: Authority) -> None:

@@ -16,7 +16,7 @@ import re
 import socket
 import struct
 from collections import deque
-from collections.abc import Sized
+from collections.abc import Iterable, Sized
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, NoReturn
@@ -29,7 +29,7 @@ from uvicorn.server import ServerState
 
 from tesgate.api.errors import error_body
 
-__all__ = ["Bounds", "Connection"]
+__all__ = ["LINGERING", "SILENCE", "Bounds", "Connection", "Guest", "make_room"]
 
 _MAX_HEAD = 64 << 10
 _MAX_HEADERS = 256
@@ -39,9 +39,9 @@ _MAX_AHEAD = 100
 """Requests that wait for the answer to the one before them."""
 _RATE = 1024
 """Bytes a second below which a client counts as standing still."""
-_SILENCE = 1.0
+SILENCE = 1.0
 """A client that has said nothing for so long makes room for others; what one says at once may lie unread yet."""
-_LINGERING = 64
+LINGERING = 64
 """Clients beyond the bound that are let go in good form; more of them at once may see a reset."""
 _LINGER = 2.0
 """So long a refused client may go on sending, so that it reads the refusal and not a reset."""
@@ -62,6 +62,36 @@ class Bounds:
     """All together."""
     patience: float
     """How long one may keep us waiting (seconds)."""
+
+    @property
+    def handshake(self) -> float:
+        """How long the handshake of TLS may take (seconds)."""
+        return self.patience / 3
+
+
+class Guest:
+    """What takes up one of the connections."""
+
+    since: float
+    """When it last came to be waited for."""
+
+    def is_idle(self) -> bool:
+        """Whether it may go where others need room."""
+        raise NotImplementedError
+
+    def let_go(self) -> None:
+        """Close it."""
+        raise NotImplementedError
+
+
+def make_room(guests: Iterable[object]) -> bool:
+    """Let go of the one that has been idle for longest; False where all are busy."""
+    idle = [guest for guest in guests if isinstance(guest, Guest) and guest.is_idle()]
+    if not idle:
+        return False
+    longest = min(idle, key=lambda guest: guest.since)
+    longest.let_go()
+    return True
 
 
 class _Part(enum.Enum):
@@ -92,10 +122,12 @@ class _Flow(FlowControl):
             super().resume_reading()
 
 
-class Connection(HttpToolsProtocol):
+class Connection(HttpToolsProtocol, Guest):
     """A client's connection, read with suspicion."""
 
     bounds: Bounds
+    has_room = False
+    """Room was made for it when it was accepted, before TLS."""
 
     def __init__(
         self,
@@ -106,9 +138,9 @@ class Connection(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._part = _Part.HEAD
-        self._since = self.loop.time()
+        self.since = self.loop.time()
         self._came = 0
-        """Bytes since `_since`."""
+        """Bytes since `since`."""
         self._unread = 0
         """Bytes since the parser last found the end of a head, a piece of body or the end of a message."""
         self._silent = True
@@ -138,17 +170,13 @@ class Connection(HttpToolsProtocol):
         """Take the client in, or refuse it where there are too many that are busy."""
         super().connection_made(transport)
         self.flow = _Flow(transport, self.pipeline)
-        if len(self.connections) <= self.bounds.connections:
+        if self.has_room or len(self.connections) <= self.bounds.connections:
             return
-        idle = [other for other in self.connections if isinstance(other, Connection) and other.is_idle()]
-        if idle:
-            longest = min(idle, key=lambda other: other._since)
-            longest.transport.close()
-            self.connections.discard(longest)
+        if make_room(self.connections):
             return
         self._part = _Part.REFUSED
         transport.write(_answer(HTTPStatus.SERVICE_UNAVAILABLE, _FULL))
-        if len(self.connections) <= self.bounds.connections + _LINGERING:
+        if len(self.connections) <= self.bounds.connections + LINGERING:
             _write_end(transport)
         else:
             transport.close()
@@ -210,7 +238,7 @@ class Connection(HttpToolsProtocol):
             return
         super().on_message_begin()
         self._silent = False
-        self._part, self._since, self._came = _Part.HEAD, self.loop.time(), 0
+        self._part, self.since, self._came = _Part.HEAD, self.loop.time(), 0
         self._head = self._fields = self._lost = 0
         self._seen.clear()
 
@@ -261,7 +289,7 @@ class Connection(HttpToolsProtocol):
         self._asked.append(self.cycle)
         self._upgrade = self.parser.should_upgrade()
         self._unread = 0
-        self._part, self._since, self._came = _Part.BODY, self.loop.time(), 0
+        self._part, self.since, self._came = _Part.BODY, self.loop.time(), 0
 
     def on_body(self, body: bytes) -> None:
         """A piece of the body."""
@@ -277,14 +305,14 @@ class Connection(HttpToolsProtocol):
         if self._upgrade:
             return
         self._unread = 0
-        self._part, self._since = _Part.NOTHING, self.loop.time()
+        self._part, self.since = _Part.NOTHING, self.loop.time()
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """Begin with what waits; read on when that is the last."""
         self._asked.popleft()
         if self._part is _Part.NOTHING:
-            self._since = self.loop.time()
+            self.since = self.loop.time()
         super().on_response_complete()
         self.flow.resume_reading()
 
@@ -298,7 +326,7 @@ class Connection(HttpToolsProtocol):
     def _refuse(self, status: HTTPStatus, msg: str) -> None:
         """Answer in the one shape and close; but what was asked before, in good form, is answered first."""
         broken = self.cycle if self._part is _Part.BODY else None
-        self._part, self._since, self._came = _Part.REFUSED, self.loop.time(), 0
+        self._part, self.since, self._came = _Part.REFUSED, self.loop.time(), 0
         if self.transport.is_closing():
             return
         if broken is not None and not broken.response_complete:
@@ -329,16 +357,16 @@ class Connection(HttpToolsProtocol):
         elif self._is_stuck(now):
             self._drop()
         elif self._part is _Part.REFUSED:
-            if not self._asked and now - self._since > _LINGER:
+            if not self._asked and now - self.since > _LINGER:
                 self._drop()
         elif self._part is _Part.NOTHING:
             # Uvicorn's own timer is gone where something came that was no request.
-            if not self._asked and now - self._since > self.timeout_keep_alive + 1:
+            if not self._asked and now - self.since > self.timeout_keep_alive + 1:
                 self.transport.close()
         elif self.flow.read_paused or (self._asked and self._asked[-1].waiting_for_100_continue):
             # It is we who do not read.
-            self._since, self._came = now, 0
-        elif now - self._since > self.bounds.patience:
+            self.since, self._came = now, 0
+        elif now - self.since > self.bounds.patience:
             self._late(now)
 
     def _is_left(self, now: float) -> bool:
@@ -364,7 +392,7 @@ class Connection(HttpToolsProtocol):
         cycle: RequestResponseCycle | None = self.cycle  # none before the first head
         answered = cycle is None or cycle.response_complete
         if self._part is _Part.BODY and self._came >= _RATE * self.bounds.patience:
-            self._since, self._came = now, 0
+            self.since, self._came = now, 0
         elif self._silent:
             self.transport.close()
         elif self._part is _Part.BODY and answered:
@@ -394,9 +422,23 @@ class Connection(HttpToolsProtocol):
 
     def is_idle(self) -> bool:
         """Whether the client is between two requests, or has had its time to ask for something."""
+        if self.transport.is_closing():
+            return False
         if self._silent:
-            return self.loop.time() - self._since > _SILENCE
+            return self.loop.time() - self.since > SILENCE
         return self._part is _Part.NOTHING and not self._asked
+
+    def let_go(self) -> None:
+        """Close; whose socket stays open for an answer to the end of TLS counts until it is gone."""
+        if self.transport.get_extra_info("ssl_object") is None:
+            self.transport.close()
+        elif self.loop.time() - self.since > SILENCE:
+            self.transport.abort()
+        else:
+            # It may not have been sent all of its answer yet.
+            self.transport.close()
+            return
+        self.connections.discard(self)
 
 
 def _write_end(transport: asyncio.Transport) -> None:

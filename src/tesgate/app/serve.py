@@ -66,7 +66,7 @@ async def serve(settings: Settings) -> int:
 
 async def _run(gateway: Gateway, listener: socket.socket, certificate: Certificate | None) -> int:
     settings = gateway.settings
-    tls = None if certificate is None else certificate.context
+    tls = None if certificate is None else certificate.current
     server = server_of(build_app(gateway, gateway), settings.server, tls)
     supervisor = gateway.supervise()
     if certificate is not None:

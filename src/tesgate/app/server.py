@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import resource
+import socket
 import ssl
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import uvicorn
 
+from tesgate.app.arrival import Door
 from tesgate.app.connection import Bounds, Connection
 from tesgate.config import ServerSettings
 
@@ -22,6 +24,41 @@ _OTHER_FILES = 256
 
 class Server(uvicorn.Server):
     """Uvicorn over `Connection`, without signal handlers of its own: the gateway ends as a whole."""
+
+    def __init__(
+        self, config: uvicorn.Config, *, connection: type[Connection], tls: Callable[[], ssl.SSLContext] | None
+    ) -> None:
+        super().__init__(config)
+        self._connection, self._tls = connection, tls
+        self._doors: list[asyncio.Task[None]] = []
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen; with TLS, at doors of ours."""
+        if self._tls is None:
+            await super().startup(sockets)
+            return
+        await super().startup([])
+        for listener in sockets or []:
+            door = Door(
+                listener=listener,
+                context=self._tls,
+                protocol=self._protocol,
+                connections=self.server_state.connections,
+                bounds=self._connection.bounds,
+            )
+            self._doors.append(asyncio.create_task(door.run()))
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept nobody any more, then as uvicorn does."""
+        for door in self._doors:
+            door.cancel()
+        await asyncio.gather(*self._doors, return_exceptions=True)
+        await super().shutdown(sockets)
+
+    def _protocol(self, has_room: bool) -> asyncio.Protocol:
+        protocol = self._connection(self.config, self.server_state, self.lifespan.state)
+        protocol.has_room = has_room
+        return protocol
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -35,15 +72,21 @@ class Server(uvicorn.Server):
             for connection in list(self.server_state.connections):
                 if isinstance(connection, Connection):
                     connection.look(now)
+        for door in self._doors:
+            if door.done():
+                door.result()  # a door that fell shut ends the server, rather than leave it deaf
         return await super().on_tick(counter)
 
 
-def server_of(app: Callable[..., Any], settings: ServerSettings, tls: ssl.SSLContext | None = None) -> Server:
-    """The server for an application, bounded as the settings say; with `tls` it speaks HTTPS."""
+def server_of(
+    app: Callable[..., Any], settings: ServerSettings, tls: Callable[[], ssl.SSLContext] | None = None
+) -> Server:
+    """The server for an application, bounded as the settings say; with `tls`, asked at each handshake, HTTPS."""
     bounded = Bounds(connections=_room(settings.max_connections), patience=settings.client_timeout)
+    connection: type[Connection] = type("BoundedConnection", (Connection,), {"bounds": bounded})
     config = uvicorn.Config(
         app,
-        http=type("BoundedConnection", (Connection,), {"bounds": bounded}),
+        http=connection,
         ws="none",
         lifespan="off",
         log_config=None,
@@ -54,10 +97,7 @@ def server_of(app: Callable[..., Any], settings: ServerSettings, tls: ssl.SSLCon
         timeout_keep_alive=round(settings.keep_alive),
         timeout_graceful_shutdown=round(settings.shutdown_grace),
     )
-    if tls is not None:
-        config.load()
-        config.ssl = tls  # ours, because its certificate can change
-    return Server(config)
+    return Server(config, connection=connection, tls=tls)
 
 
 def _room(wanted: int) -> int:

@@ -17,16 +17,15 @@ log = structlog.get_logger(__name__)
 
 
 class Certificate:
-    """A TLS context whose certificate follows its files. Connections that are open keep what they began with."""
+    """A TLS context that follows its files. Connections that are open keep what they began with."""
 
     def __init__(self, *, certificate: Path, key: Path, client_ca: Path | None = None) -> None:
         """Raises `ConfigError` where the files cannot be used."""
         self._certificate, self._key, self._client_ca = certificate, key, client_ca
         self._seen = self._stamp()
         self._refused: object = None
-        self.context = _fresh()
         try:
-            self._load(self.context)
+            self._context = self._loaded()
         except _UNUSABLE as error:
             raise ConfigError(
                 f"server.tls_certificate: {certificate} with the key {key} cannot be used ({_why(error)}); both must "
@@ -40,6 +39,10 @@ class Certificate:
             return None
         return cls(certificate=settings.tls_certificate, key=settings.tls_key, client_ca=settings.tls_client_ca)
 
+    def current(self) -> ssl.SSLContext:
+        """What the next handshake is to use."""
+        return self._context
+
     async def once(self) -> bool:
         """Look at the files, and take what is new and fits together."""
         await anyio.to_thread.run_sync(self.look)
@@ -51,9 +54,9 @@ class Certificate:
         if stamp == self._seen:
             return False
         try:
-            # First into a context that nobody uses: a certificate beside the key of another would break each handshake.
-            self._load(_fresh())
-            self._load(self.context)
+            # A context of its own: one that is in use would keep the authorities that have left the file, and the
+            # sessions of their clients; and a certificate beside the key of another would break each handshake.
+            self._context = self._loaded()
         except _UNUSABLE as error:
             # Perhaps only one of the files has been written yet: the next look sees.
             if stamp != self._refused:
@@ -64,11 +67,15 @@ class Certificate:
         log.info("the certificate was read again", file=str(self._certificate))
         return True
 
-    def _load(self, context: ssl.SSLContext) -> None:
+    def _loaded(self) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.set_alpn_protocols(["http/1.1"])
         context.load_cert_chain(self._certificate, self._key, password=_no_passphrase)
         if self._client_ca is not None:
             context.load_verify_locations(self._client_ca)
             context.verify_mode = ssl.CERT_REQUIRED
+        return context
 
     def _stamp(self) -> tuple[object, ...]:
         """What changes when a file is written or replaced."""
@@ -84,13 +91,6 @@ class Certificate:
 
 _UNUSABLE = (OSError, ValueError)
 """`ssl.SSLError` is an OSError."""
-
-
-def _fresh() -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["http/1.1"])
-    return context
 
 
 def _no_passphrase() -> str:

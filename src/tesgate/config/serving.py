@@ -50,8 +50,8 @@ class ServerSettings(Group):
         default=4096,
         ge=16,
         le=1_000_000,
-        description="Clients' connections at most, each open request holds some 30 kB; beyond, an idle one is closed, "
-        "or the new one answered with 503.",
+        description="Clients' connections at most, those in a TLS handshake too; each open request holds some 30 kB, "
+        "with TLS some 100 kB. Beyond, an idle one is closed, or the new one answered with 503.",
     )
     keep_alive: Seconds = Field(default=65.0, description="How long an idle connection is kept open (seconds).")
     client_timeout: Seconds = Field(
