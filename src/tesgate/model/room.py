@@ -78,6 +78,16 @@ class AgentRoom:
             and self.used.gpus + need.gpus <= self.capacity.gpus
         )
 
+    def has_room_beside(self, need: Need, reserved: Need) -> bool:
+        """Whether `need`, given now, would leave what `reserved` wants of the same things: it takes none of the others."""
+        both = (
+            (need.cpu_milli, reserved.cpu_milli, self.used.cpu_milli, self.capacity.cpu_milli),
+            (need.ram_bytes, reserved.ram_bytes, self.used.ram_bytes, self.capacity.ram_bytes),
+            (need.disk_bytes, reserved.disk_bytes, self.used.disk_bytes, self.capacity.disk_bytes),
+            (need.gpus, reserved.gpus, self.used.gpus, self.capacity.gpus),
+        )
+        return all(not mine or not other or used + mine + other <= have for mine, other, used, have in both)
+
     def has_any_room(self) -> bool:
         """Whether there is something left of what every task needs."""
         return (
