@@ -48,6 +48,16 @@ async def test_gpus_are_taken_and_given_back_by_every_end(rows: Rows) -> None:
     assert await used(rows) == 1
 
 
+async def test_who_needs_no_gpu_goes_where_fewer_are_left_than_are_taken(rows: Rows) -> None:
+    await rows.agents.register(agent(gpus=1))
+    await rows.submit(need=CARD)
+    assert len(await rows.dispatch()) == 1
+    await rows.agents.register(agent(gpus=0))  # the driver has failed
+    card, plain = await rows.submit(need=CARD), await rows.submit()
+    assert [one.task_id for one in await rows.dispatch()] == [plain]
+    assert (await rows.tasks.waiting(10))[0].task_id == card
+
+
 async def test_two_rounds_cannot_give_the_same_gpu_away(rows: Rows) -> None:
     await rows.agents.register(agent(gpus=1))
     await rows.submit(need=CARD)
