@@ -79,7 +79,7 @@ class AgentRoom:
         )
 
     def has_room_beside(self, need: Need, reserved: Need) -> bool:
-        """Whether `need`, given now, would leave what `reserved` wants of the same things: it takes none of the others."""
+        """Whether, with `need` given now, there would be enough left for `reserved` of all that `need` takes from."""
         both = (
             (need.cpu_milli, reserved.cpu_milli, self.used.cpu_milli, self.capacity.cpu_milli),
             (need.ram_bytes, reserved.ram_bytes, self.used.ram_bytes, self.capacity.ram_bytes),
