@@ -32,7 +32,7 @@ def test_facts_that_are_registered(bare_bench: Bench) -> None:
     assert facts["capacity"] == {"cpu_cores": 3.0, "ram_bytes": 2_000_000_000, "disk_bytes": 5_000_000_000, "gpus": 0}
     assert facts["runtimes"] == []
     assert (facts["pool"], facts["labels"]) == ("p", {"a": "b"})
-    assert facts["roots"] == [{"name": "data", "path": str(bare_bench.root), "writable": True}]
+    assert facts["roots"] == [{"name": "data", "path": str(bare_bench.root), "writable": True, "mode": "copy"}]
     assert facts["instance"] == (bare_bench.scratch / "instance").read_text().strip()
 
 

@@ -6,6 +6,8 @@ from datetime import timedelta
 
 import pytest
 
+from tesgate.control.observer import Observer
+from tesgate.metrics import Metrics
 from tesgate.model.placement import Need, Pick, place
 from tesgate.model.records import Resources
 from tesgate.model.wishes import Wish
@@ -46,6 +48,30 @@ async def test_gpus_are_taken_and_given_back_by_every_end(rows: Rows) -> None:
     await rows.database.execute("UPDATE agent SET used_gpus = 7")
     await rows.agents.register(agent(gpus=2))  # counted anew
     assert await used(rows) == 1
+
+
+async def test_who_needs_no_gpu_goes_where_fewer_are_left_than_are_taken(rows: Rows) -> None:
+    await rows.agents.register(agent(gpus=1))
+    await rows.submit(need=CARD)
+    assert len(await rows.dispatch()) == 1
+    await rows.agents.register(agent(gpus=0))  # the driver has failed
+    card, plain = await rows.submit(need=CARD), await rows.submit()
+    assert [one.task_id for one in await rows.dispatch()] == [plain]
+    assert (await rows.tasks.waiting(10))[0].task_id == card
+
+
+async def test_gpus_are_in_the_metrics(rows: Rows) -> None:
+    await rows.agents.register(agent(gpus=2))
+    await rows.agents.register(agent("agent2", gpus=1))
+    await rows.submit(need=CARD)
+    assert len(await rows.dispatch()) == 1
+    metrics = Metrics()
+    await Observer(
+        tasks=rows.tasks, agents=rows.agents, metrics=metrics, database=rows.database, backends=["pool"], places={}
+    ).once()
+    page = metrics.render()[0].decode()
+    assert 'tesgate_room{kind="gpus",pool="default",use="capacity"} 3.0' in page
+    assert 'tesgate_room{kind="gpus",pool="default",use="used"} 1.0' in page
 
 
 async def test_two_rounds_cannot_give_the_same_gpu_away(rows: Rows) -> None:

@@ -67,6 +67,40 @@ def test_gpus_are_kept_free_for_who_waits_long() -> None:
     assert list(first.reserved) == ["big"]
 
 
+def test_who_takes_nothing_from_the_reserved_task_is_not_kept_out() -> None:
+    """One waiting GPU task does not stop the CPU tasks of its host; they leave it the cores that it needs, no more."""
+    cpus = [task(str(number), 2) for number in range(3)]
+    host = AgentRoom("x", "x", Need(8000, 64 * GB, 0, 1), Need(1000, GB, 0, 1))
+    first = place([task("card", 3, gpus=1, age=40), *cpus], [host], reserve_after=30)
+    assert ([pick.task_id for pick in first.picks], list(first.reserved)) == (["0", "1"], ["card"])
+    # The cores were all taken when it was reserved, and are free by now: it is looked at anew.
+    full = AgentRoom("x", "x", Need(8000, 64 * GB, 0, 1), Need(8000, GB, 0, 1))
+    first = place([task("card", 3, gpus=1, age=40), *cpus], [full], reserve_after=30)
+    assert (first.picks, list(first.reserved)) == ([], ["card"])
+    free = AgentRoom("x", "x", Need(8000, 64 * GB, 0, 1), Need(1000, GB, 0, 1))
+    later = place(cpus, [free], reserve_after=30, reserved=first.reserved)
+    assert [pick.task_id for pick in later.picks] == ["0", "1"]
+
+
+def test_who_needs_no_disk_is_not_kept_out_by_who_waits_for_disk() -> None:
+    host = AgentRoom("x", "x", Need(8000, 64 * GB, 10 * GB), Need(0, 0, 10 * GB))
+    waits = Candidate("big", 1, Need(1000, GB, 10 * GB), age=40)
+    result = place([task("small"), waits, Candidate("disk", 1, Need(1000, GB, GB))], [host], reserve_after=30)
+    assert ([pick.task_id for pick in result.picks], list(result.reserved)) == (["small"], ["big"])
+
+
+def test_an_agent_that_has_become_too_small_is_not_kept_free() -> None:
+    waits = task("card", gpus=1, age=40)
+    first = place([waits], [AgentRoom("x", "x", Need(1000, GB, 0, 1), Need(1000, GB, 0, 1))], reserve_after=30)
+    rooms = [
+        AgentRoom("x", "x", Need(1000, GB, 0), Need(0, 0, 0)),
+        AgentRoom("y", "y", Need(1000, GB, 0, 1), Need(1000, GB, 0, 1)),
+    ]
+    then = place([waits, task("small")], rooms, reserve_after=30, reserved=first.reserved)
+    assert [(pick.task_id, pick.agent_id) for pick in then.picks] == [("small", "x")]
+    assert then.reserved["card"].agent_id == "y"
+
+
 def test_pools_are_filled_in_order_and_a_full_or_empty_one_is_passed_over() -> None:
     order = ["own", "cloud"]
 

@@ -72,6 +72,7 @@ def test_a_podman_without_control_groups_of_its_own_holds_no_limits() -> None:
     facts = engine_facts("docker", version, info, {"host": {"cgroupControllers": []}}, 1000)
     assert (facts.cpu_limit, facts.memory_limit, facts.pids_limit) == (False, False, False)
     assert (facts.rootless, facts.root_uid, facts.text_mounts) == (True, 1000, True)
+    assert not facts.gpus and engine_facts("docker", version, info).gpus  # Podman drops the request for devices
     held = engine_facts("docker", version, info, {"host": {"cgroupControllers": ["cpu", "memory", "pids"]}}, 1000)
     assert (held.cpu_limit, held.memory_limit, held.pids_limit) == (True, True, True)
 

@@ -74,6 +74,7 @@ class Observer:
                 room.labels(pool, "cpu_cores", use).set(sum(amount.cpu_milli for amount in amounts) / 1000)
                 room.labels(pool, "ram_bytes", use).set(sum(amount.ram_bytes for amount in amounts))
                 room.labels(pool, "disk_bytes", use).set(sum(amount.disk_bytes for amount in amounts))
+                room.labels(pool, "gpus", use).set(sum(amount.gpus for amount in amounts))
         return False
 
     def _read(self) -> Iterator[Sample]:

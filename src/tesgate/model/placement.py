@@ -27,11 +27,15 @@ class Reservation:
     """An agent is kept free for a task that has waited for long: nobody passes it there because he is smaller."""
 
     agent_id: str
+    need: Need
+    """What the task needs in all."""
     floor: Need
     """What the agent had too little of. Who needs as much of that does not pass by being small: it is his turn."""
 
-    def keeps_out(self, need: Need) -> bool:
-        """Whether a task of this need would pass."""
+    def keeps_out(self, need: Need, agent: AgentRoom) -> bool:
+        """Whether a task of this need would pass; one that takes nothing from the reserved task never does."""
+        if agent.has_room_beside(need, self.need):
+            return False
         return (
             need.cpu_milli < self.floor.cpu_milli
             or need.ram_bytes < self.floor.ram_bytes
@@ -152,16 +156,18 @@ class _Kept:
         if not agent.has_room(candidate.need):
             return False
         task_id, one = self._by_agent.get(agent.agent_id, (candidate.task_id, None))
-        return one is None or task_id == candidate.task_id or not one.keeps_out(candidate.need)
+        return one is None or task_id == candidate.task_id or not one.keeps_out(candidate.need, agent)
 
     def reserve(self, candidate: Candidate, able: Sequence[AgentRoom]) -> None:
         """Keep the emptiest for it, if any is nobody's, unless one is kept for it already."""
-        if candidate.task_id in self.by_task:
+        kept = self.by_task.get(candidate.task_id)
+        if kept is not None and any(agent.agent_id == kept.agent_id for agent in able):
             return
+        self.free(candidate.task_id)  # that agent has become too small for it
         free = [agent for agent in able if agent.agent_id not in self._by_agent]
         if free:
             best = max(free, key=lambda agent: (agent.left_after(candidate.need), agent.agent_id))
-            one = Reservation(best.agent_id, best.short_of(candidate.need))
+            one = Reservation(best.agent_id, candidate.need, best.short_of(candidate.need))
             self.by_task[candidate.task_id] = one
             self._by_agent[best.agent_id] = (candidate.task_id, one)
 

@@ -70,13 +70,23 @@ class AgentRoom:
         )
 
     def has_room(self, need: Need) -> bool:
-        """Whether it fits now."""
+        """Whether it fits now; of what it needs nothing there may be less than is taken (a device has failed)."""
         return (
-            self.used.cpu_milli + need.cpu_milli <= self.capacity.cpu_milli
-            and self.used.ram_bytes + need.ram_bytes <= self.capacity.ram_bytes
-            and self.used.disk_bytes + need.disk_bytes <= self.capacity.disk_bytes
-            and self.used.gpus + need.gpus <= self.capacity.gpus
+            (not need.cpu_milli or self.used.cpu_milli + need.cpu_milli <= self.capacity.cpu_milli)
+            and (not need.ram_bytes or self.used.ram_bytes + need.ram_bytes <= self.capacity.ram_bytes)
+            and (not need.disk_bytes or self.used.disk_bytes + need.disk_bytes <= self.capacity.disk_bytes)
+            and (not need.gpus or self.used.gpus + need.gpus <= self.capacity.gpus)
         )
+
+    def has_room_beside(self, need: Need, reserved: Need) -> bool:
+        """Whether, with `need` given now, there would be enough left for `reserved` of all that `need` takes from."""
+        both = (
+            (need.cpu_milli, reserved.cpu_milli, self.used.cpu_milli, self.capacity.cpu_milli),
+            (need.ram_bytes, reserved.ram_bytes, self.used.ram_bytes, self.capacity.ram_bytes),
+            (need.disk_bytes, reserved.disk_bytes, self.used.disk_bytes, self.capacity.disk_bytes),
+            (need.gpus, reserved.gpus, self.used.gpus, self.capacity.gpus),
+        )
+        return all(not mine or not other or used + mine + other <= have for mine, other, used, have in both)
 
     def has_any_room(self) -> bool:
         """Whether there is something left of what every task needs."""

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from typing import Optional
+from typing import List, Optional
 
 import anyio
 import anyio.abc
@@ -15,11 +15,11 @@ import anyio.to_thread
 
 from . import crash, gpus
 from .attempts import AGAIN, Attempts
-from .facts import agent_facts
+from .facts import agent_facts, devices
 from .gateway import Backoff, GatewayClient, GatewayFault, Gone, Unauthorized
 from .plan import Plan
 from .report import AttemptRef, Have, PollAnswer, PollRequest, Registered, Resources
-from .runtime.base import RuntimeFault
+from .runtime.base import RuntimeFacts, RuntimeFault
 from .scratch import Scratch, ScratchError
 from .settings import AgentSettings
 from .work import Tools
@@ -51,7 +51,8 @@ class Agent:
         self._settings, self._scratch, self._client, self._tools = settings, scratch, client, tools
         self._scope: Optional[anyio.CancelScope] = None
         self._ending = False
-        self._runtime_works = False
+        self._engine: Optional[RuntimeFacts] = None
+        self._gpus: List[str] = []
         self._registered: Optional[Registered] = None
         self._contact = time.monotonic()
         self._noted = 0.0
@@ -70,7 +71,7 @@ class Agent:
             self._attempts.adopt()
             group.start_soon(self._remove_orphans)
             await self._probe(PROBE_PATIENCE)
-            if not self._runtime_works and self._tools.runtime.name != "none":
+            if self._engine is None and self._tools.runtime.name != "none":
                 group.start_soon(self._probe_on)
             code = await self._sessions()
             with anyio.move_on_after(FLUSH):
@@ -119,14 +120,16 @@ class Agent:
                     return
                 await anyio.sleep(pause)
                 continue
-            self._runtime_works = True
+            self._engine = found
             _log.info("runtime %s %s", found.name, found.version)
             for note in found.notes:
                 _log.info("runtime %s: %s", found.name, note)
+            if self._settings.gpus and not found.gpus:
+                _log.warning("no GPUs are offered here: this engine would not hand them on, only Docker does")
             return
 
     async def _probe_on(self) -> None:
-        while not self._runtime_works:
+        while self._engine is None:
             await anyio.sleep(AGAIN)
             await self._probe(0.0)
         self.register_anew()
@@ -194,8 +197,10 @@ class Agent:
         return EXIT_OK
 
     async def _register(self) -> Registered:
-        runtime = self._tools.runtime.name if self._runtime_works else None
-        facts = agent_facts(self._settings, instance=self._scratch.instance, runtime=runtime)
+        name = self._tools.runtime.name
+        self._gpus = devices(self._settings, runtime=name, engine=self._engine)
+        runtime = None if self._engine is None else name
+        facts = agent_facts(self._settings, instance=self._scratch.instance, runtime=runtime, gpu_count=len(self._gpus))
         self._capacity = facts.capacity
         try:
             registered = await self._client.register(facts)
@@ -298,7 +303,7 @@ class Agent:
                 return False
             if self._scratch.entombed(plan.task, plan.attempt):
                 return self._refuse(plan)
-            if plan.limits.gpus > self._capacity.gpus:
+            if plan.limits.gpus > len(self._gpus):
                 _log.error("attempt %s cannot begin here: its GPUs are gone", plan.external_name)
                 return self._refuse(plan)
             if not self._fits(plan) or self._is_put_off():
@@ -325,10 +330,10 @@ class Agent:
         if busy and (cpu_used > self._capacity.cpu_cores + 1e-6 or ram_used > self._capacity.ram_bytes):
             return False
         taken = [device for limits in busy for device in limits.gpu_devices]
-        devices = gpus.free(self._capacity.gpus, taken, plan.limits.gpus)
-        if devices is None:
+        mine = gpus.free(self._gpus, taken, plan.limits.gpus)
+        if mine is None:
             return False
-        plan.limits.gpu_devices = devices
+        plan.limits.gpu_devices = mine
         return True
 
     def _is_put_off(self) -> bool:

@@ -160,6 +160,8 @@ class RuntimeFacts:
     """The host's user that root in a container is: on a rootless engine, whoever runs it."""
     text_mounts: bool = False
     """The engine writes mounts as text with commas between (Podman), so that not every path can stand in one."""
+    gpus: bool = False
+    """The engine gives a container the NVIDIA devices that are asked for. Podman takes such a request and drops it."""
     notes: List[str] = field(default_factory=list)
     """How steps are isolated, and what is not held; one sentence each."""
 

@@ -44,6 +44,7 @@ def engine_facts(
         rootless=rootless,
         root_uid=owner if rootless else 0,
         text_mounts=libpod is not None,
+        gpus=libpod is None,
         notes=notes,
     )
     for held, what in ((facts.cpu_limit, "CPU"), (facts.memory_limit, "memory"), (facts.pids_limit, "process")):

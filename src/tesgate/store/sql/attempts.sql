@@ -22,10 +22,11 @@ WITH pick AS (
                      used_disk_bytes = used_disk_bytes + w.disk, used_gpus = used_gpus + w.gpus
     FROM g JOIN wanted w ON w.agent_id = g.id
     WHERE agent.id = g.id AND agent.state = 'open' AND NOT agent.draining AND NOT agent.told_to_drain
-      AND agent.used_cpu_milli + w.cpu <= agent.cpu_milli
-      AND agent.used_ram_bytes + w.ram <= agent.ram_bytes
-      AND agent.used_disk_bytes + w.disk <= agent.disk_bytes
-      AND agent.used_gpus + w.gpus <= agent.gpus
+      -- of what they need nothing there may be less than is taken: an agent came back with less
+      AND (w.cpu = 0 OR agent.used_cpu_milli + w.cpu <= agent.cpu_milli)
+      AND (w.ram = 0 OR agent.used_ram_bytes + w.ram <= agent.ram_bytes)
+      AND (w.disk = 0 OR agent.used_disk_bytes + w.disk <= agent.disk_bytes)
+      AND (w.gpus = 0 OR agent.used_gpus + w.gpus <= agent.gpus)
     RETURNING agent.id
 ), u AS (
     UPDATE task SET phase = 'assigned',
