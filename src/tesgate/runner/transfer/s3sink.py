@@ -43,7 +43,7 @@ _MARK = "s3-upload:"
 _KEY_BYTES = 1024
 
 _log = logging.getLogger(__name__)
-_State = Tuple[int, int, int, int]
+_State = Tuple[int, int, int]
 
 
 def key_of(url: str) -> Tuple[str, str]:
@@ -352,8 +352,9 @@ def _size(entry: Entry) -> int:
 
 
 def _state(handle: int) -> _State:
+    # Not when the inode changed: another output of the same file may link it and set its mode.
     info = os.fstat(handle)
-    return info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns
+    return info.st_ino, info.st_size, info.st_mtime_ns
 
 
 @contextmanager
