@@ -17,6 +17,7 @@ from .answers import WORTH_RETRYING, Passing, Route, faults, retry_after
 from .base import Entry, Item
 from .connect import HttpSettings, make_pools
 from .faults import LeaseLost, PathRefused, StagingError, os_fault
+from .globs import has_braces
 from .policy import AddressPolicy
 from .threads import Stop, parallel
 from .urls import parted, printable, redact
@@ -65,6 +66,8 @@ class WebSink:
         target = "%s %s" % (rest.partition("#")[0], path)
         if output.login:
             self._declared[target.rstrip("/")] = output.url
+            if _is_brace_pattern(path.rpartition("/")[2]):
+                self._declared[target.rpartition("/")[0]] = output.url  # what it matches is stored beside it
         return target
 
     def place_directory(self, entry: Entry) -> Optional[Item]:
@@ -189,6 +192,13 @@ class WebSink:
             "output %s could not be stored at %s: %s%s."
             % (printable(entry.path), redact(entry.url), why, "; " + meaning if meaning else "")
         )
+
+
+def _is_brace_pattern(name: str) -> bool:
+    try:
+        return has_braces(name)
+    except ValueError:
+        return False
 
 
 class _Body:
