@@ -55,7 +55,7 @@ class HttpSettings:
     max_pause: float = 30.0
     max_redirects: int = 10
     ca_file: Optional[str] = None
-    """Certificates to trust instead of the system's."""
+    """Certificates to trust besides the system's."""
 
 
 class Unresolved(Exception):
@@ -246,7 +246,10 @@ def make_pools(policy: AddressPolicy, stop: Stop, settings: HttpSettings) -> url
     @functools.lru_cache(maxsize=None)
     def context() -> ssl.SSLContext:
         # Reading the system's certificates takes longer than a small download: only who needs them waits for that.
-        return ssl.create_default_context(cafile=settings.ca_file)
+        made = ssl.create_default_context()
+        if settings.ca_file is not None:
+            made.load_verify_locations(settings.ca_file)
+        return made
 
     class SecurePool(urllib3.HTTPSConnectionPool):
         ConnectionCls = Secure
