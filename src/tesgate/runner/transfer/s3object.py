@@ -303,7 +303,7 @@ class Fetcher:
         return fault
 
     def _pump(self, answer: Answer, handle: int, piece: _Piece) -> None:
-        room = memoryview(bytearray(min(_BUFFER, (piece.end or _BUFFER) - piece.at or 1)))
+        room = memoryview(bytearray((_BUFFER if piece.end is None else min(_BUFFER, piece.end - piece.at)) or 1))
         patience = self._settings.read_timeout
         since, mark = time.monotonic(), piece.at
         while True:
