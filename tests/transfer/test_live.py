@@ -103,7 +103,7 @@ def test_what_is_refused(bed: Bed, shared: Path) -> None:
             found(bed, mount)
     bed.extra_roots.append(Root("private", str(shared / "reading/private"), writable=False))
     (shared / "reading/private").mkdir(parents=True)
-    with pytest.raises(StagingError, match="holds the root .*/private"):
+    with pytest.raises(StagingError, match=r"holds the root .*/private"):
         found(bed, live("/d", shared / "reading", read_only=True))
     assert sorted(os.listdir(bed.outside)) == []
     assert sorted(os.listdir(shared / "still")) == []

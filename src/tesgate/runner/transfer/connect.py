@@ -175,8 +175,13 @@ def connect_again(place: Tuple[Any, ...], family: int, port: int, stop: Stop, ti
     return _connect((family, socket.SOCK_STREAM, 0, "", (place[0], port, *place[2:])), (), stop, timeout)
 
 
-def make_pools(policy: AddressPolicy, stop: Stop, settings: HttpSettings) -> urllib3.PoolManager:
-    """Make connection pools bound to one policy and one stop. Proxies of the environment are ignored."""
+def make_pools(
+    policy: AddressPolicy, stop: Stop, settings: HttpSettings, *, patience: Optional[Callable[[], float]] = None
+) -> urllib3.PoolManager:
+    """Make connection pools bound to one policy and one stop. Proxies of the environment are ignored.
+
+    `patience`: seconds in which the next piece of a body must have gone; else that of an answer.
+    """
 
     def connect(connection: urllib3.connection.HTTPConnection) -> Tuple[socket.socket, Guard]:
         host, port = connection.host.strip("[]"), connection.port
@@ -198,7 +203,7 @@ def make_pools(policy: AddressPolicy, stop: Stop, settings: HttpSettings) -> url
     def patient(connection: urllib3.connection.HTTPConnection) -> None:
         # A body is sent with the patience that an answer has, not with that of a connection to be made.
         if connection.sock is not None:
-            connection.sock.settimeout(settings.read_timeout)
+            connection.sock.settimeout(settings.read_timeout if patience is None else patience())
 
     class Plain(urllib3.connection.HTTPConnection):
         _guard: Optional[Guard] = None
@@ -209,9 +214,9 @@ def make_pools(policy: AddressPolicy, stop: Stop, settings: HttpSettings) -> url
             return sock
 
         @override
-        def endheaders(self, *arguments: Any, **more: Any) -> None:
-            super().endheaders(*arguments, **more)
+        def send(self, data: Any) -> None:
             patient(self)
+            super().send(data)
 
         @override
         def close(self) -> None:
@@ -229,9 +234,9 @@ def make_pools(policy: AddressPolicy, stop: Stop, settings: HttpSettings) -> url
             return sock
 
         @override
-        def endheaders(self, *arguments: Any, **more: Any) -> None:
-            super().endheaders(*arguments, **more)
+        def send(self, data: Any) -> None:
             patient(self)
+            super().send(data)
 
         @override
         def close(self) -> None:

@@ -26,6 +26,7 @@ from .view import View
 __all__ = ["WebSink"]
 
 _CHUNK = 256 << 10
+_LEAST_PATIENCE = 0.05
 _REPEATING = frozenset((307, 308))
 """Redirects that say to send the same again. After the others a client would go on with a GET."""
 _MEANING = {
@@ -85,7 +86,12 @@ class WebSink:
         self, directories: Sequence[Item], items: Sequence[Item], view: View, lease: Callable[[], float], stop: Stop
     ) -> None:
         """Send every file that is not done; what the lease stops to cover is cut off between two chunks."""
-        pools = make_pools(self._policy, stop, self._settings)
+
+        def patience() -> float:
+            # A server that reads nothing for a while must not find the end of a body after the lease.
+            return min(self._settings.read_timeout, max(lease(), _LEAST_PATIENCE))
+
+        pools = make_pools(self._policy, stop, self._settings, patience=patience)
         try:
             parallel(
                 (partial(self._store, pools, item, view, lease, stop) for item in items if not item.done),

@@ -216,7 +216,7 @@ class ObjectSink:
                 stop=stop,
             )
             if small:
-                with self._sending(stop) as sender:
+                with self._sending(stop, lease) as sender:
                     parallel(self._puts(small, view, check, sender, stop), concurrency=self._width, stop=stop)
         except NoLease:
             raise LeaseLost("the gateway says that the publish lease is not held any more") from None
@@ -325,10 +325,10 @@ class ObjectSink:
                 return
 
     @contextmanager
-    def _sending(self, stop: Stop) -> Iterator[Sender]:
+    def _sending(self, stop: Stop, lease: Optional[Callable[[], float]] = None) -> Iterator[Sender]:
         connections = Connections(settings=self._settings, stop=stop)
         try:
-            yield Sender(connections=connections, settings=self._settings, stop=stop)
+            yield Sender(connections=connections, settings=self._settings, stop=stop, lease=lease)
         finally:
             connections.close()
 
