@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 
 import pytest
 
+from tesgate.runner import exec as exec_program
 from tests.beds import is_required
 
 pytestmark = [
@@ -891,3 +892,29 @@ def test_a_mount_of_something_else_is_not_entered(step: Step) -> None:
         step.control.mkdir()
     assert step.run("touch", f"{step.home}/began", options=good).returncode == 0
     assert (step.home / "began").exists()
+
+
+def test_a_mount_that_cannot_be_looked_at_is_not_entered(step: Step) -> None:
+    """The directory above it may be the task's user's own, who would open it later."""
+    inner = step.home / "closed/there"
+    inner.mkdir(parents=True)
+    info = inner.stat()
+    (step.home / "closed").chmod(0)
+    bare = ("setpriv", "--bounding-set=-all", "--inh-caps=-all") if IS_ROOT else ()  # for whom permissions count
+    done = step.run(
+        "touch", f"{step.home}/began", options=("--bound", f"{info.st_dev}:{info.st_ino}:{inner}"), prefix=bare
+    )
+    (step.home / "closed").chmod(0o755)
+    assert done.returncode == 125
+    assert (step.result()["error"], step.result()["errno"]) == ("bind", errno.EACCES)
+    assert not (step.home / "began").exists()
+
+
+def test_a_binary_of_other_sources_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = exec_program.content()
+    old = data.replace(b" protocol %d\0" % exec_program.PROTOCOL, b" protocol 1\0")
+    assert old != data
+    for other in (old, b"\x7fELF"):
+        monkeypatch.setattr("pkgutil.get_data", lambda *_, other=other: other)
+        with pytest.raises(exec_program.ExecMissing, match="other sources"):
+            exec_program.binary()

@@ -90,6 +90,13 @@ ROWS = [
         "was replaced in this moment",
     ),
     (
+        "what is mounted cannot be looked at",
+        Ending(Result(error="bind", errno=errno.EACCES)),
+        FAILED,
+        None,
+        "its user may not look at what is mounted",
+    ),
+    (
         "no result",
         Ending(cause="its container is gone"),
         FAILED,

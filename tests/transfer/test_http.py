@@ -19,6 +19,7 @@ import pytest
 
 from tesgate.runner.plan import Input, UrlPolicy
 from tesgate.runner.transfer.stage import HttpSettings, StagingError
+from tests.authority import Authority
 from tests.transfer.conftest import Bed
 from tests.transfer.http_server import Misbehaving, Server
 
@@ -364,6 +365,17 @@ def test_https_verifies_the_name_not_the_address(
     fails(bed, f"https://other.test:{behaviour.port}/x", "certificate was not accepted", False)
     bed.http = HttpSettings(first_pause=0.01)
     fails(bed, f"https://ok.test:{behaviour.port}/x", "certificate was not accepted", False)
+
+
+def test_the_agents_authorities_are_trusted_besides_the_systems(
+    bed: Bed, secure: tuple[Misbehaving, str], closed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    behaviour, certificate = secure
+    behaviour.body = BODY
+    bed.policy = UrlPolicy(allowed_hosts=["ok.test"])
+    monkeypatch.setenv("SSL_CERT_FILE", certificate)  # what the system trusts
+    bed.http = HttpSettings(ca_file=str(Authority(tmp_path / "site").file))
+    assert bed.stage(f"https://ok.test:{behaviour.port}/x").read_bytes() == BODY
 
 
 def test_https_never_falls_back_to_http(

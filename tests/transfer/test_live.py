@@ -89,6 +89,7 @@ def test_what_is_refused(bed: Bed, shared: Path) -> None:
         (live("/d", bed.root), "does not mount"),
         (live("/d", shared / "copying"), "does not mount"),
         (live("/d", shared / "still"), "read-only"),
+        (live("/d", shared), "holds the root .*/still, which is not to be mounted so"),
         (live("/d", shared / "into"), "read-only"),
         (live("/d", shared / "into/new", make=True), "read-only"),
         (live("/d", shared / "out/new", make=True), "leads out of"),
@@ -100,6 +101,10 @@ def test_what_is_refused(bed: Bed, shared: Path) -> None:
     ):
         with pytest.raises(StagingError, match=match):
             found(bed, mount)
+    bed.extra_roots.append(Root("private", str(shared / "reading/private"), writable=False))
+    (shared / "reading/private").mkdir(parents=True)
+    with pytest.raises(StagingError, match=r"holds the root .*/private"):
+        found(bed, live("/d", shared / "reading", read_only=True))
     assert sorted(os.listdir(bed.outside)) == []
     assert sorted(os.listdir(shared / "still")) == []
 
@@ -118,11 +123,12 @@ def _plan(mounts: list[Mount]) -> Plan:
 
 def test_inside_a_scratch_mount_there_is_something_to_mount_over(bed: Bed, shared: Path) -> None:
     (shared / "f").write_text("x")
+    (shared / "js").mkdir()
     mounts = [
         Mount("rw/work", "/work"),
-        live("/work/js", shared),
+        live("/work/js", shared / "js"),
         live("/work/in/f", shared / "f", directory=False),
-        live("/alone", shared),
+        live("/alone", shared / "js"),
     ]
     make_places(_plan(mounts), str(bed.attempt), found(bed, *mounts))
     assert (bed.rw / "work/js").is_dir()

@@ -11,8 +11,11 @@ from typing import Any
 import anyio
 import pytest
 
+from tesgate.runner.access import AccessAnswer, AccessRequest
+from tesgate.runner.gateway import Gone
 from tesgate.runner.plan import Mount, Output
 from tesgate.runner.report import OutputFile, Root
+from tesgate.runner.transfer.s3 import ObjectStorage
 from tesgate.runner.transfer.stage import LeaseLost, StagingError, host_path
 from tests.transfer.conftest import Bed
 
@@ -550,3 +553,19 @@ def test_directories_that_link_to_each_other_end(bed: Bed) -> None:
     bed.store(bed.output("/work/a", "o", "DIRECTORY"))
     assert bed.tree(bed.root / "o") == {"l": None, "l/y": "y", "x": "x"}
     assert bed.notes == ["output /work/a/l/m leads back to a directory that it lies in; it was not stored."]
+
+
+def test_a_file_may_be_an_output_here_and_in_a_store(bed: Bed) -> None:
+    """What the one does to its inode (a link, a mode) is no change to the other."""
+    bed.write("/work/x", "hello")
+    stored: list[str] = []
+
+    def ask(request: AccessRequest) -> AccessAnswer:
+        stored.extend(question.url for question in request.store)
+        raise Gone("the file was found unchanged, that is all there is to see")
+
+    more = {"storages": [ObjectStorage(ask=ask, settings=bed.http)]}
+    prepared = bed.prepare(bed.output("/work/x", "x"), Output("/work/x", "s3://b/x"), **more)
+    with pytest.raises(Gone):
+        bed.publish(prepared, **more)
+    assert (stored, bed.tree()) == (["s3://b/x"], {"x": "hello"})

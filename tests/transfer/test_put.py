@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 import tracemalloc
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +13,7 @@ import anyio
 import pytest
 
 from tesgate.runner.plan import Output, UrlPolicy
+from tesgate.runner.transfer.connect import HttpSettings
 from tesgate.runner.transfer.stage import LeaseLost, StagingError
 from tesgate.runner.transfer.threads import Stop
 from tesgate.storage.s3.store import ObjectStore
@@ -287,3 +289,34 @@ def test_a_presigned_put_of_a_real_store(bed: Bed, s3: Servers, name: str, monke
     if server.checks:
         sentence = fails(bed, url.replace("X-Amz-Signature=", "X-Amz-Signature=0"), r"403 Forbidden \(Signature")
         assert "X-Amz" not in sentence
+
+
+def test_named_credentials_go_with_what_braces_match(bed: Bed, web: Storing) -> None:
+    bed.write("/work/a.txt", "a")
+    bed.write("/work/b.txt", "b")
+    asked: list[str] = []
+
+    def headers_for(url: str, stop: Stop) -> dict[str, str]:
+        asked.append(url)
+        return {"X-Token": "secret"}
+
+    url = f"{web.url}/dir/{{a,b}}.txt"
+    bed.store(Output("/work/{a,b}.txt", url, login=True), headers_for=headers_for)
+    assert web.files == {"/dir/a.txt": b"a", "/dir/b.txt": b"b"}
+    assert [request.get("x-token") for request in web.requests] == ["secret"] * 2
+    assert set(asked) == {url}
+
+
+def test_a_server_that_stops_reading_is_not_waited_for_beyond_the_lease(bed: Bed, web: Storing) -> None:
+    given_up = threading.Event()
+    read_on: list[bool] = []
+    web.during = lambda: read_on.append(given_up.wait(20))
+    bed.http = HttpSettings(read_timeout=600.0, first_pause=0.01)
+    bed.write("/work/out.bin").write_bytes(bytes(32 << 20))  # more than all buffers on the way hold
+    prepared = bed.prepare(Output("/work/out.bin", f"{web.url}/x"))
+    end = time.monotonic() + 0.7
+    with pytest.raises(LeaseLost):
+        bed.publish(prepared, lambda: end - time.monotonic())
+    assert read_on == []
+    given_up.set()
+    assert web.files == {}

@@ -17,6 +17,8 @@ ROOTS = (
     KnownRoot("/ref", False, True),
     KnownRoot("/shared/private", True, False),
     KnownRoot("/data", True, False),
+    KnownRoot("/work", True, True),
+    KnownRoot("/work/a/fixed", False, True),
 )
 
 
@@ -38,7 +40,13 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Live]]] = {
     ),
     "a file": (task(given("/shared/f", kind="FILE")), {"/shared/f": Live("/shared/f", RW, False)}),
     "a read-only root": (task(given("file:///ref/hg38")), {"/ref/hg38": Live("/ref/hg38", RO, True)}),
-    "the root itself": (task(given("file:///shared", "/s")), {"/s": Live("/shared", RW, True)}),
+    "the root itself": (task(given("file:///ref", "/s")), {"/s": Live("/ref", RO, True)}),
+    "a root that copies inside: copies": (task(given("file:///shared", "/s")), {}),
+    "a read-only root inside what is written: copies": (
+        task(given("file:///work", "/s"), outputs=[given("/work/a", "/o")]),
+        {},
+    ),
+    "beside the read-only root": (task(given("/work/b", "/s")), {"/s": Live("/work/b", RW, True)}),
     "the innermost root counts": (task(given("file:///shared/private/x")), {}),
     "out of it by dots": (task(given("file:///shared/../data/x", "/in")), {}),
     "a copying root, the web, and content": (

@@ -7,7 +7,8 @@ be put into the client's own directory: then there are copies, as from any root.
 1. What lies in a mounted place, at the same place on the host, is there already.
 2. An input with another source (or inline content) below it, a volume in it, or something that is written below it
    where the root is read-only, makes it a copy. So does an input directory around it that is a copy.
-3. An output directory is mounted only where a volume could be (`mounts.mountable`).
+3. A root inside it that is not mounted itself, or is read-only where it is not, makes it a copy: its rules hold there.
+4. An output directory is mounted only where a volume could be (`mounts.mountable`).
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def live_places(document: Mapping[str, Any], roots: Sequence[KnownRoot]) -> dict
     for path in sorted(claims, key=lambda path: path.count("/")):
         if any(lies_in(path, outer) for outer in found):
             continue
-        if _may_be(path, claims[path], sources, volumes, written):
+        if not _holds_stricter(claims[path], roots) and _may_be(path, claims[path], sources, volumes, written):
             found[path] = claims[path]
     return found
 
@@ -57,6 +58,13 @@ def _outputs(document: Mapping[str, Any], roots: Sequence[KnownRoot]) -> Iterato
         root = root_of(host, roots)
         if root is not None and root.mounted and root.writable and mountable(path, named=True):
             yield path, Live(host, True, True, make=True)
+
+
+def _holds_stricter(live: Live, roots: Iterable[KnownRoot]) -> bool:
+    """Whether a root lies in it in which tasks may do less."""
+    return any(
+        lies_in(root.path, live.host) and (not root.mounted or (live.writable and not root.writable)) for root in roots
+    )
 
 
 def _may_be(

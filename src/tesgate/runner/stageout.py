@@ -53,13 +53,16 @@ class StageOut:
         if prepared.empty:
             return []
         crash.point("before-publish")
+        anew = False
         while True:
-            await self._lease()
+            await self._lease(anew=anew)
             self._record.leased()
             crash.point("after-lease")
             try:
                 return self.listed(await self._stager.publish(prepared, self._reporter.lease.left))
             except LeaseLost as exc:
+                # Gateways end it a little earlier than we: what is left of it by our count is of no use to anybody.
+                anew = True
                 self._log.warning("publishing goes on under another lease: %s", exc)
 
     def listed(self, outputs: List[OutputFile]) -> List[OutputFile]:
@@ -75,10 +78,10 @@ class StageOut:
     def _note_temporaries(self, names: List[str]) -> None:
         self._journal.append("temporaries", names=names)
 
-    async def _lease(self) -> None:
-        """Ask for the publish lease until it is ours."""
+    async def _lease(self, *, anew: bool) -> None:
+        """Ask for the publish lease until it is ours; `anew`: ask in any case."""
         backoff = Backoff()
-        while self._reporter.lease.left() <= 0:
+        while anew or self._reporter.lease.left() <= 0:
             try:
                 await self._reporter.send("publish")
                 backoff.reset()

@@ -245,6 +245,13 @@ def _not_begun(index: int, executor: Executor, result: Result) -> Verdict:
         return Verdict(
             FAILED, None, "executor %d could not be started: the host refused a process (%s)" % (index, reason)
         )
+    if result.error == "bind" and result.errno == errno.EACCES:
+        return Verdict(
+            FAILED,
+            None,
+            "executor %d was not started: its user may not look at what is mounted from a file root, so that this "
+            "could not be checked; mount it where a user of the image %s gets to" % (index, executor.image),
+        )
     if result.error == "bind":
         return Verdict(
             FAILED,

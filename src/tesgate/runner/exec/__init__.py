@@ -11,16 +11,20 @@ import functools
 import os
 import pkgutil
 import platform
+import re
 import shutil
 import tempfile
 from pathlib import Path
 from typing import Optional
 
-__all__ = ["ExecMissing", "binary", "content", "machine"]
+__all__ = ["PROTOCOL", "ExecMissing", "binary", "content", "machine"]
+
+PROTOCOL = 2
+"""Of the options and the result, as ``main.c`` says it: a binary of another one was built from other sources."""
 
 
 class ExecMissing(RuntimeError):
-    """This installation holds no exec for the machine; the message says how to build it."""
+    """This installation holds no exec for the machine, or another one; the message says how to build it."""
 
 
 def machine(name: Optional[str] = None) -> str:
@@ -38,6 +42,7 @@ def binary(name: Optional[str] = None) -> Path:
     word = machine(name)
     path = Path(__file__).parent / "bin" / ("tesgate-exec-" + word)
     if path.is_file():
+        content(word)
         return path
     return _extracted(word)
 
@@ -54,6 +59,12 @@ def content(name: Optional[str] = None) -> bytes:
             "There is no tesgate-exec for %s in %s: run 'python hatch_build.py' in the source tree (it needs a C "
             "compiler with a static libc, such as musl-gcc or gcc), or install a wheel that holds it."
             % (word, Path(__file__).parent)
+        )
+    known = re.search(rb"tesgate-exec [^\0\n]{1,64} protocol ([0-9]{1,6})\0", data)
+    if known is None or int(known.group(1)) != PROTOCOL:
+        raise ExecMissing(
+            "The tesgate-exec for %s in %s was built from other sources than this runner's: run 'python "
+            "hatch_build.py' in the source tree again." % (word, Path(__file__).parent)
         )
     return data
 

@@ -12,6 +12,8 @@
 #ifndef VERSION
 #define VERSION "unknown"
 #endif
+/* Of options and result; exec/__init__.py knows which one it needs. Higher with each change that the runner relies on. */
+#define PROTOCOL "2"
 
 static const char USAGE[] =
     "usage: tesgate-exec run --control DIR [--stdin P] [--stdout P] [--stderr P] [--workdir P] [--tail BYTES]\n"
@@ -108,6 +110,6 @@ int main(int argc, char **argv)
         return own((uid_t)uid, (gid_t)gid, argv + 4);
     }
     if (argc == 2 && !strcmp(argv[1], "version"))
-        return puts("tesgate-exec " VERSION) < 0;
+        return puts("tesgate-exec " VERSION " protocol " PROTOCOL) < 0;
     return usage("unknown command");
 }

@@ -140,7 +140,7 @@ static int open_nothing(void)
 }
 
 /* Whoever made the mounts followed a path. That it led to what was looked at before is certain only from inside, where
- * nothing can change any more. What we cannot reach, the command cannot reach either. */
+ * nothing can change any more. What we cannot reach proves nothing: it may be opened for the command later. */
 static int is_bound(const char *spec)
 {
     struct stat found;
@@ -152,7 +152,7 @@ static int is_bound(const char *spec)
         return -1;
     }
     if (stat(end + 1, &found))
-        return errno == EACCES ? 0 : -1;
+        return -1;
     errno = ESTALE;
     return found.st_dev == device && found.st_ino == inode ? 0 : -1;
 }

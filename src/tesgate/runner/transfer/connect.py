@@ -55,7 +55,7 @@ class HttpSettings:
     max_pause: float = 30.0
     max_redirects: int = 10
     ca_file: Optional[str] = None
-    """Certificates to trust instead of the system's."""
+    """Certificates to trust besides the system's."""
 
 
 class Unresolved(Exception):
@@ -175,8 +175,13 @@ def connect_again(place: Tuple[Any, ...], family: int, port: int, stop: Stop, ti
     return _connect((family, socket.SOCK_STREAM, 0, "", (place[0], port, *place[2:])), (), stop, timeout)
 
 
-def make_pools(policy: AddressPolicy, stop: Stop, settings: HttpSettings) -> urllib3.PoolManager:
-    """Make connection pools bound to one policy and one stop. Proxies of the environment are ignored."""
+def make_pools(
+    policy: AddressPolicy, stop: Stop, settings: HttpSettings, *, patience: Optional[Callable[[], float]] = None
+) -> urllib3.PoolManager:
+    """Make connection pools bound to one policy and one stop. Proxies of the environment are ignored.
+
+    `patience`: seconds in which the next piece of a body must have gone; else that of an answer.
+    """
 
     def connect(connection: urllib3.connection.HTTPConnection) -> Tuple[socket.socket, Guard]:
         host, port = connection.host.strip("[]"), connection.port
@@ -198,7 +203,7 @@ def make_pools(policy: AddressPolicy, stop: Stop, settings: HttpSettings) -> url
     def patient(connection: urllib3.connection.HTTPConnection) -> None:
         # A body is sent with the patience that an answer has, not with that of a connection to be made.
         if connection.sock is not None:
-            connection.sock.settimeout(settings.read_timeout)
+            connection.sock.settimeout(settings.read_timeout if patience is None else patience())
 
     class Plain(urllib3.connection.HTTPConnection):
         _guard: Optional[Guard] = None
@@ -209,9 +214,9 @@ def make_pools(policy: AddressPolicy, stop: Stop, settings: HttpSettings) -> url
             return sock
 
         @override
-        def endheaders(self, *arguments: Any, **more: Any) -> None:
-            super().endheaders(*arguments, **more)
+        def send(self, data: Any) -> None:
             patient(self)
+            super().send(data)
 
         @override
         def close(self) -> None:
@@ -229,9 +234,9 @@ def make_pools(policy: AddressPolicy, stop: Stop, settings: HttpSettings) -> url
             return sock
 
         @override
-        def endheaders(self, *arguments: Any, **more: Any) -> None:
-            super().endheaders(*arguments, **more)
+        def send(self, data: Any) -> None:
             patient(self)
+            super().send(data)
 
         @override
         def close(self) -> None:
@@ -246,7 +251,10 @@ def make_pools(policy: AddressPolicy, stop: Stop, settings: HttpSettings) -> url
     @functools.lru_cache(maxsize=None)
     def context() -> ssl.SSLContext:
         # Reading the system's certificates takes longer than a small download: only who needs them waits for that.
-        return ssl.create_default_context(cafile=settings.ca_file)
+        made = ssl.create_default_context()
+        if settings.ca_file is not None:
+            made.load_verify_locations(settings.ca_file)
+        return made
 
     class SecurePool(urllib3.HTTPSConnectionPool):
         ConnectionCls = Secure

@@ -69,9 +69,11 @@ class LiveMounts:
                 raise PathRefused("is neither a file nor a directory; only those can be mounted")
             if mount.directory and not directory:
                 raise PathRefused("is a DIRECTORY in the task but not on disk; declare it as FILE")
+            path = "/".join([found.root.real.rstrip("/"), *found.parts])
+            self._check_inside(path, write=not mount.read_only)
             return Bound(
                 target=mount.target,
-                path="/".join([found.root.real.rstrip("/"), *found.parts]),
+                path=path,
                 identity="%d:%d" % (found.info.st_dev, found.info.st_ino),
                 directory=directory,
                 read_only=mount.read_only,
@@ -106,6 +108,13 @@ class LiveMounts:
             raise PathRefused("lies in the root %s, which this agent does not mount" % inner.path)
         if write and not inner.writable:
             raise PathRefused("lies in the root %s, which is read-only" % inner.path)
+
+    def _check_inside(self, path: str, *, write: bool) -> None:
+        # Gateways copy such places. Another agent's roots may lie otherwise, though, or a link leads around ours.
+        for root in self._roots.roots:
+            stricter = not root.mounted or (write and not root.writable)
+            if stricter and root.real.startswith(path.rstrip("/") + "/"):
+                raise PathRefused("holds the root %s, which is not to be mounted so" % root.path)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import base64
 import re
 import threading
 import time
-from typing import Callable, Dict, Tuple
+from typing import Callable, Dict, Mapping, Tuple
 
 from ..access import AccessAnswer, AccessRequest, Login
 from ..gateway import Backoff, GatewayFault, Gone
@@ -14,13 +14,14 @@ from .faults import StagingError
 from .threads import Stop
 from .urls import redact
 
-__all__ = ["WebLogins"]
+__all__ = ["WebLogins", "can_be_sent"]
 
 _KEPT = 60.0
 """Seconds for which an answer is used: it may rotate."""
 _TRIES = 8
 """Of a question whose answer was a fault that passes."""
-_VALUE = re.compile(r"[^\x00\r\n]*")
+_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_VALUE = re.compile(r"[^\x00\r\n\u0100-\U0010ffff]*")
 
 
 class WebLogins:
@@ -47,14 +48,20 @@ class WebLogins:
 
     def _login(self, url: str, stop: Stop) -> Login:
         backoff = Backoff()
-        faults = 0
+        faults = refusals = 0
         while True:
             stop.check()
             try:
                 (login,) = self._ask(AccessRequest(login=[url])).logins
             except Gone:
                 raise
-            except (GatewayFault, ValueError):
+            except (GatewayFault, ValueError) as error:
+                status = getattr(error, "status", 400)  # an answer that cannot be read is none that helps
+                refusals += status is not None and 400 <= status < 500
+                if refusals >= _TRIES:  # a gateway that is away is waited for; this one never will
+                    raise StagingError(
+                        "The gateway does not take questions about credentials for %s." % redact(url), transient=True
+                    ) from None
                 stop.wait(backoff.next())
                 continue
             if login.fault is None:
@@ -70,11 +77,13 @@ class WebLogins:
         if login.user is not None:
             secret = "%s:%s" % (login.user, login.password or "")
             headers["Authorization"] = "Basic " + base64.b64encode(secret.encode("utf-8")).decode("ascii")
-        for name, value in headers.items():
-            # The HTTP library would quote the value in what it raises.
-            if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) or not _VALUE.fullmatch(value):
-                raise StagingError(
-                    "%s: a header of its named credentials cannot be sent; tell the gateway's operator."
-                    % redact(login.url)
-                )
+        if not can_be_sent(headers):
+            raise StagingError(
+                "%s: a header of its named credentials cannot be sent; tell the gateway's operator." % redact(login.url)
+            )
         return headers
+
+
+def can_be_sent(headers: Mapping[str, str]) -> bool:
+    """Whether these are headers of HTTP. To be asked before: the HTTP library would quote a value in what it raises."""
+    return all(_NAME.fullmatch(name) and _VALUE.fullmatch(value) for name, value in headers.items())

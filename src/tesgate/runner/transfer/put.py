@@ -17,6 +17,7 @@ from .answers import WORTH_RETRYING, Passing, Route, faults, retry_after
 from .base import Entry, Item
 from .connect import HttpSettings, make_pools
 from .faults import LeaseLost, PathRefused, StagingError, os_fault
+from .globs import has_braces
 from .policy import AddressPolicy
 from .threads import Stop, parallel
 from .urls import parted, printable, redact
@@ -25,6 +26,7 @@ from .view import View
 __all__ = ["WebSink"]
 
 _CHUNK = 256 << 10
+_LEAST_PATIENCE = 0.05
 _REPEATING = frozenset((307, 308))
 """Redirects that say to send the same again. After the others a client would go on with a GET."""
 _MEANING = {
@@ -65,6 +67,8 @@ class WebSink:
         target = "%s %s" % (rest.partition("#")[0], path)
         if output.login:
             self._declared[target.rstrip("/")] = output.url
+            if _is_brace_pattern(path.rpartition("/")[2]):
+                self._declared[target.rpartition("/")[0]] = output.url  # what it matches is stored beside it
         return target
 
     def place_directory(self, entry: Entry) -> Optional[Item]:
@@ -82,7 +86,12 @@ class WebSink:
         self, directories: Sequence[Item], items: Sequence[Item], view: View, lease: Callable[[], float], stop: Stop
     ) -> None:
         """Send every file that is not done; what the lease stops to cover is cut off between two chunks."""
-        pools = make_pools(self._policy, stop, self._settings)
+
+        def patience() -> float:
+            # A server that reads nothing for a while must not find the end of a body after the lease.
+            return min(self._settings.read_timeout, max(lease(), _LEAST_PATIENCE))
+
+        pools = make_pools(self._policy, stop, self._settings, patience=patience)
         try:
             parallel(
                 (partial(self._store, pools, item, view, lease, stop) for item in items if not item.done),
@@ -189,6 +198,13 @@ class WebSink:
             "output %s could not be stored at %s: %s%s."
             % (printable(entry.path), redact(entry.url), why, "; " + meaning if meaning else "")
         )
+
+
+def _is_brace_pattern(name: str) -> bool:
+    try:
+        return has_braces(name)
+    except ValueError:
+        return False
 
 
 class _Body:

@@ -28,6 +28,7 @@ _CHUNK = 256 << 10
 _SLICE_MS = 100
 _KEPT = 64
 """Idle connections to one server."""
+_LEAST_PATIENCE = 0.05
 _IDLE = 20.0
 """Seconds after which an idle connection is not used again: many servers close after 60, balancers after 30."""
 _PLAIN = re.compile(r"[\x21-\x7e]+")
@@ -113,14 +114,21 @@ class _Connection:
 
     # -- sending -----------------------------------------------------------------------------------------------
 
-    def send(self, head: bytes, body: Body, check: Callable[[], None]) -> bool:
-        """Send a request; False: the server answered before it had all. Raises `Broken`, what `check` raises."""
+    def send(self, head: bytes, body: Body, check: Callable[[], None], patience: Callable[[], float]) -> bool:
+        """Send a request; False: the server answered before it had all. Raises `Broken`, what `check` raises.
+
+        `patience`: seconds in which the next piece must have gone.
+        """
         try:
+            self.sock.settimeout(patience())
             if isinstance(body, bytes):
                 self.sock.sendall(head + body)
-                return True
-            self.sock.sendall(head)
-            return self._file_secure(body, check) if self.secure else self._file(body, check)
+                whole = True
+            else:
+                self.sock.sendall(head)
+                whole = self._file_secure(body, check, patience) if self.secure else self._file(body, check)
+            self.sock.settimeout(self.settings.read_timeout)
+            return whole
         except socket.timeout:
             raise Broken("the store took no more bytes") from None
         except (OSError, ValueError) as error:
@@ -148,13 +156,14 @@ class _Connection:
             offset, left, since = offset + count, left - count, time.monotonic()
         return True
 
-    def _file_secure(self, body: FilePart, check: Callable[[], None]) -> bool:
+    def _file_secure(self, body: FilePart, check: Callable[[], None], patience: Callable[[], float]) -> bool:
         offset, left = body.offset, body.size
         while left:
             check()
             data = os.pread(body.handle, min(left, _CHUNK), offset)
             if not data:
                 raise Broken("the file became shorter while it was sent")
+            self.sock.settimeout(patience())
             self.sock.sendall(data)
             offset, left = offset + len(data), left - len(data)
         return True
@@ -298,14 +307,16 @@ class Connections:
         headers: Mapping[str, str],
         body: Body = b"",
         check: Optional[Callable[[], None]] = None,
+        lease: Optional[Callable[[], float]] = None,
     ) -> Iterator[Answer]:
         """Send one request; its answer, whose body is still to be read.
 
         `check` is called between pieces of the body, and what it raises ends the connection in the middle of it.
+        `lease`: seconds after which none of the body may be sent any more.
         Raises `Broken`, `NotTrusted`, `Stopped`.
         """
         place, head = _head(method, url, headers, body)
-        answer = self._exchange(place, head, method, body, check or self.stop.check)
+        answer = self._exchange(place, head, method, body, check or self.stop.check, self._patience(lease))
         try:
             yield answer
         except Broken:
@@ -314,7 +325,19 @@ class Connections:
         finally:
             answer.close()
 
-    def _exchange(self, place: _Place, head: bytes, method: str, body: Body, check: Callable[[], None]) -> Answer:
+    def _patience(self, lease: Optional[Callable[[], float]]) -> Callable[[], float]:
+        longest = self.settings.read_timeout
+        return lambda: longest if lease is None else min(longest, max(lease(), _LEAST_PATIENCE))
+
+    def _exchange(
+        self,
+        place: _Place,
+        head: bytes,
+        method: str,
+        body: Body,
+        check: Callable[[], None],
+        patience: Callable[[], float],
+    ) -> Answer:
         fresh = False
         while True:
             self.stop.check()
@@ -322,7 +345,7 @@ class Connections:
             try:
                 answer = Answer(connection, lambda it: self._keep(place, it))
                 try:
-                    whole = connection.send(head, body, check)
+                    whole = connection.send(head, body, check, patience)
                 except Broken:
                     # Some answer first and then close, as S3 does with SlowDown: what they say is worth more.
                     if not _has_answer(connection):

@@ -7,6 +7,7 @@ import random
 import re
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Dict, Iterator, Optional
@@ -37,7 +38,10 @@ RANGE = 16 << 20
 """Bytes of one request of a large object."""
 WIDTH = 6
 """Requests at a time for one large object."""
+REQUESTS = 24
+"""Requests at a time of one fetcher, whatever number of objects it is that are fetched."""
 _BUFFER = 256 << 10
+_SLICE = 0.1
 _WORTH = 64 << 10
 """Bytes that an answer must have brought for the count of failures to begin anew: drips do not."""
 _ROUNDS = 3
@@ -160,6 +164,9 @@ class Fetcher:
         self._renewer = renewer
         self._settings = settings
         self._stop = stop
+        self._room = threading.BoundedSemaphore(REQUESTS)
+        self._lock = threading.Lock()
+        self._threads = 0
 
     def fetch(self, remote: Remote, handle: int) -> int:
         """Fill the empty file `handle`; returns its size in bytes. Raises `StagingError`, `Stopped`."""
@@ -203,7 +210,10 @@ class Fetcher:
             _Piece(begin, min(begin + RANGE, size), Combined(name) if name in COMBINED and name else None)
             for begin in range(0, size, RANGE)
         ]
-        parallel((partial(self._piece, remote, handle, piece) for piece in pieces), concurrency=WIDTH, stop=self._stop)
+        with self._width(min(WIDTH, len(pieces))) as width:
+            parallel(
+                (partial(self._piece, remote, handle, piece) for piece in pieces), concurrency=width, stop=self._stop
+            )
         if name is None:
             return None
         total = sum_of(name)
@@ -215,6 +225,18 @@ class Fetcher:
             for data in _read(handle, size, self._stop):
                 total.update(data)
         return total
+
+    @contextmanager
+    def _width(self, wanted: int) -> Iterator[int]:
+        """Of threads for one object, as many as the others leave; the caller's own is one."""
+        with self._lock:
+            width = max(1, min(wanted, REQUESTS - self._threads))
+            self._threads += width
+        try:
+            yield width
+        finally:
+            with self._lock:
+                self._threads -= width
 
     # -- one range ---------------------------------------------------------------------------------------------
 
@@ -261,11 +283,20 @@ class Fetcher:
             headers["range"] = "bytes=%d-%s" % (piece.at, "" if piece.end is None else piece.end - 1)
         if remote.etag:
             headers["if-match"] = remote.etag
-        with self._connections.request("GET", used.signed.url, headers) as answer:
+        with self._turn(), self._connections.request("GET", used.signed.url, headers) as answer:
             self._check(remote, answer, piece, ranged)
             self._pump(answer, handle, piece)
         if piece.end is not None and piece.at != piece.end:
             raise Trouble("the answer ended after %d of %d bytes" % (piece.at - piece.begin, piece.end - piece.begin))
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        while not self._room.acquire(timeout=_SLICE):
+            self._stop.check()
+        try:
+            yield
+        finally:
+            self._room.release()
 
     def _check(self, remote: Remote, answer: Answer, piece: _Piece, ranged: bool) -> None:
         if answer.status in (412, 416):
@@ -303,7 +334,7 @@ class Fetcher:
         return fault
 
     def _pump(self, answer: Answer, handle: int, piece: _Piece) -> None:
-        room = memoryview(bytearray(min(_BUFFER, (piece.end or _BUFFER) - piece.at or 1)))
+        room = memoryview(bytearray((_BUFFER if piece.end is None else min(_BUFFER, piece.end - piece.at)) or 1))
         patience = self._settings.read_timeout
         since, mark = time.monotonic(), piece.at
         while True:

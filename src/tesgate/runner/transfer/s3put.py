@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Callable, Dict, Sequence, Union
+from typing import Callable, Dict, Optional, Sequence, Union
 
 from ..access import Fault
 from .connect import HttpSettings
@@ -52,7 +52,16 @@ def is_checked(signed_headers: Dict[str, str]) -> bool:
 class Sender:
     """Sends bodies with the connections of one stop. Safe in many threads."""
 
-    def __init__(self, *, connections: Connections, settings: HttpSettings, stop: Stop) -> None:
+    def __init__(
+        self,
+        *,
+        connections: Connections,
+        settings: HttpSettings,
+        stop: Stop,
+        lease: Optional[Callable[[], float]] = None,
+    ) -> None:
+        """`lease`: seconds after which nothing may be sent any more."""
+        self._lease = lease
         self._connections = connections
         self._settings = settings
         self._stop = stop
@@ -111,7 +120,8 @@ class Sender:
         raise fault_of(shown, made)
 
     def _once(self, used: Presigned, body: Union[bytes, FilePart], check: Callable[[], None]) -> str:
-        with self._connections.request("PUT", used.signed.url, used.signed.headers, body, check) as answer:
+        signed = used.signed
+        with self._connections.request("PUT", signed.url, signed.headers, body, check, self._lease) as answer:
             if answer.status not in (200, 201, 204):
                 raise refusal(answer)
             etag = answer.headers.get("etag", "")

@@ -43,7 +43,7 @@ _MARK = "s3-upload:"
 _KEY_BYTES = 1024
 
 _log = logging.getLogger(__name__)
-_State = Tuple[int, int, int, int]
+_State = Tuple[int, int, int]
 
 
 def key_of(url: str) -> Tuple[str, str]:
@@ -216,7 +216,7 @@ class ObjectSink:
                 stop=stop,
             )
             if small:
-                with self._sending(stop) as sender:
+                with self._sending(stop, lease) as sender:
                     parallel(self._puts(small, view, check, sender, stop), concurrency=self._width, stop=stop)
         except NoLease:
             raise LeaseLost("the gateway says that the publish lease is not held any more") from None
@@ -325,10 +325,10 @@ class ObjectSink:
                 return
 
     @contextmanager
-    def _sending(self, stop: Stop) -> Iterator[Sender]:
+    def _sending(self, stop: Stop, lease: Optional[Callable[[], float]] = None) -> Iterator[Sender]:
         connections = Connections(settings=self._settings, stop=stop)
         try:
-            yield Sender(connections=connections, settings=self._settings, stop=stop)
+            yield Sender(connections=connections, settings=self._settings, stop=stop, lease=lease)
         finally:
             connections.close()
 
@@ -352,8 +352,9 @@ def _size(entry: Entry) -> int:
 
 
 def _state(handle: int) -> _State:
+    # Not when the inode changed: another output of the same file may link it and set its mode.
     info = os.fstat(handle)
-    return info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns
+    return info.st_ino, info.st_size, info.st_mtime_ns
 
 
 @contextmanager

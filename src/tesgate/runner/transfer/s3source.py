@@ -17,6 +17,7 @@ from .base import Source, Staging, Storage
 from .connect import HttpSettings
 from .faults import PathRefused, StagingError, os_fault
 from .http import Downloader
+from .logins import can_be_sent
 from .policy import AddressPolicy
 from .s3access import Access, ahead, presigned
 from .s3http import Connections
@@ -155,6 +156,10 @@ class ObjectSource(Renewer):
 
     def _download(self, item: Input, found: Found, place: List[str], stop: Stop) -> List[str]:
         shown = redact(item.url or "")
+        if not can_be_sent(found.headers):
+            raise StagingError(
+                "input %s leads to a URL with headers that cannot be sent; tell its server's operator." % shown
+            )
         try:
             with self._scratch.new_file(place, _mode(item)) as handle:
                 notes = self._web().download(found.moved_to or "", handle, found.headers)[1]
