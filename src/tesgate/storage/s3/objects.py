@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import anyio.lowlevel
@@ -188,6 +188,8 @@ async def complete(
     """
     try:
         await _check_parts(store, at, upload, etags, size)
+        # The upload was there: if it is not now, one of the requests of this very call has completed it.
+        asked_before = asked_before or datetime.now(UTC)
         parts = [
             {
                 "PartNumber": number,
