@@ -93,6 +93,28 @@ async def test_what_another_replica_wrote_to_a_settled_log_is_settled_later(monk
     assert asked == [1, 1, 2, 2, 3]
 
 
+async def test_a_slow_reader_holds_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CHUNK", 4)
+    task, data = TaskIds()(), b"0123456789"
+    open_ones: set[Body] = set()
+
+    class Counted(Told):
+        async def call(self, operation: str, bucket: str, **arguments: Any) -> Any:
+            if operation == "get_object":
+                first, _, last = arguments["Range"][6:].partition("-")
+                return {"Body": Body(data[int(first) : int(last) + 1], open_ones)}
+            key = f"p/logs/{task}/1/0.stdout"
+            return {"Contents": [{"Key": key, "Size": 10, "LastModified": datetime.now(UTC)}]}
+
+    workspace = ObjectWorkspace(store=Counted().store(), place=Location("s3", "bkt", "p"))
+    found = await workspace.open_range(task, 1, 0, "stdout", 1)
+    chunks = []
+    async for chunk in found.chunks():
+        assert not open_ones
+        chunks.append(chunk)
+    assert chunks == [b"1234", b"5678", b"9"]
+
+
 async def test_a_store_without_conditions_puts_logs_together_all_the_same() -> None:
     task = TaskIds()()
     held = {f"p/logs/{task}/1/0.stdout.d/{0:015d}-{2:015d}": b"ab"}
@@ -104,7 +126,7 @@ async def test_a_store_without_conditions_puts_logs_together_all_the_same() -> N
                 found = [name for name in held if name.startswith(arguments["Prefix"])]
                 return {"Contents": [{"Key": name, "Size": len(held[name]), "LastModified": old} for name in found]}
             if operation == "get_object":
-                return {"Body": Body(held[arguments["Key"]])}
+                return {"Body": Body(held[arguments["Key"]])}  # of the whole range
             if operation == "put_object":
                 if "IfNoneMatch" in arguments:
                     raise StoreFault("NotImplemented", "endpoint told answered NotImplemented")
@@ -119,17 +141,17 @@ async def test_a_store_without_conditions_puts_logs_together_all_the_same() -> N
 class Body:
     """Of an answer."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, open_ones: set[Body] | None = None) -> None:
         self.data = data
+        self.open_ones: set[Body] = set() if open_ones is None else open_ones
+        self.open_ones.add(self)
 
     async def __aenter__(self) -> Body:
         return self
 
     async def __aexit__(self, *raised: object) -> None:
-        return
+        self.open_ones.discard(self)
 
     async def read(self) -> bytes:
         return self.data
 
-    async def iter_chunks(self, size: int) -> AsyncIterator[bytes]:
-        yield self.data

@@ -47,7 +47,8 @@ SPAN = 20.0
 AT_ONCE = 8
 SETTLED = 100_000
 """Tasks that are remembered to need no settling."""
-CHUNK = 256 << 10
+CHUNK = 1 << 20
+"""Bytes of one request of a reader."""
 _NAME = re.compile(r"\.d/(\d{15})-(\d{15})")
 
 
@@ -171,17 +172,20 @@ class ObjectWorkspace:
                 way = _way(await self._pieces(name))
 
     async def _read(self, piece: _Piece, start: int, end: int) -> AsyncIterator[bytes]:
-        span = f"bytes={start - piece.start}-{end - piece.start - 1}"
-        answer = await self._store.call("get_object", self._bucket, Key=piece.key, Range=span)
-        left = end - start
-        async with answer["Body"]:
-            async for chunk in answer["Body"].iter_chunks(CHUNK):
-                yield bytes(chunk[:left])
-                left -= len(chunk)
-                if left <= 0:
-                    return
-        if left > 0:
-            raise OSError("the object ended early")
+        while start < end:
+            length = min(CHUNK, end - start)
+            first = start - piece.start
+            # Nothing stays open while the reader takes its time: connections are few, and writers need them.
+            with anyio.fail_after(SPAN):
+                answer = await self._store.call(
+                    "get_object", self._bucket, Key=piece.key, Range=f"bytes={first}-{first + length - 1}"
+                )
+                async with answer["Body"] as body:
+                    chunk = bytes(await body.read())
+            if len(chunk) != length:
+                raise OSError("the object ended early")
+            yield chunk
+            start += length
 
     # retention
 
