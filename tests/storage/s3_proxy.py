@@ -25,7 +25,8 @@ class Proxy:
     url: str = ""
     slow_down: int = 0
     lose_answer_to: str | None = None
-    """The next request whose method and query (`POST uploadId=…`) hold these words is carried out, and its answer thrown away."""
+    """The next request whose method and query (`POST uploadId=…`) hold these words is carried
+    out, and its answer thrown away."""
     skew: float = 0.0
     """Seconds by which the server's clock seems to differ."""
     asked: Counter[str] = field(default_factory=Counter)

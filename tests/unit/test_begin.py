@@ -47,9 +47,7 @@ async def test_an_upload_that_nobody_waits_for_has_a_row(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(store, "call", call)
     drs = Resolver(DrsSettings(), JsonWeb(UrlPolicy()))
-    service = AccessService(
-        uploads=cast(UploadStore, rows), endpoints=endpoints, drs=DrsAnswers(drs), deadline=2.0
-    )
+    service = AccessService(uploads=cast(UploadStore, rows), endpoints=endpoints, drs=DrsAnswers(drs), deadline=2.0)
     question = AccessRequest(instance="i", begin=[Upload(f"s3://bkt/out/{at}", size=1) for at in range(100)])
     answer = await service.answer("t", 1, question)
     assert begun

@@ -80,14 +80,14 @@ async def test_tasks_of_all_pages_are_found() -> None:
 
 
 async def test_what_another_replica_wrote_to_a_settled_log_is_settled_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 1000.0
-    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now))
+    clock = [1000.0]
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     task = TaskIds()()
     item = {"Key": f"p/logs/{task}/1/0.stdout", "Size": 1, "LastModified": datetime.now(UTC) - timedelta(days=1)}
     told = Told(*[{"Contents": [item]}] * 3)
     workspace = ObjectWorkspace(store=told.store(), place=Location("s3", "bkt", "p"))
     asked = []
-    for now in (1000.0, 1001.0, 1000.0 + 2.5 * module.REST, 1000.0 + 4 * module.REST, 1000.0 + 8 * module.REST):
+    for clock[0] in (1000.0, 1001.0, 1000.0 + 2.5 * module.REST, 1000.0 + 4 * module.REST, 1000.0 + 8 * module.REST):
         await workspace.settle(task)
         asked.append(len(told.asked))
     assert asked == [1, 1, 2, 2, 3]
@@ -154,4 +154,3 @@ class Body:
 
     async def read(self) -> bytes:
         return self.data
-

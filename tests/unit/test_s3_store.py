@@ -17,7 +17,7 @@ class Client:
     def __init__(self, *answers: tuple[int, dict[str, str]]) -> None:
         self.answers = list(answers)
 
-    async def head_bucket(self, Bucket: str) -> Any:
+    async def head_bucket(self, Bucket: str) -> Any:  # noqa: N803  botocore's name
         status, headers = self.answers.pop(0)
         said = {"ResponseMetadata": {"HTTPStatusCode": status, "HTTPHeaders": headers}}
         if status != 200:
