@@ -256,6 +256,7 @@ async def test_uploads_are_aborted_when_their_attempt_is_over_and_no_others(brok
         replicas=world.rows.replicas,
         trust=trust,
         interval=timedelta(seconds=1),
+        late=3600.0,
     )
     assert not await sweeper.once()
 
@@ -264,5 +265,12 @@ async def test_uploads_are_aborted_when_their_attempt_is_over_and_no_others(brok
         return {item["UploadId"] for item in answer.get("Uploads") or []}
 
     assert await there() == {kept.id, strange["UploadId"]}
+    # A part may have been under way: it is aborted once more when none can be any more.
+    assert not await sweeper.once()
+    assert await world.uploads.get(over.task_id, over.number, [stale.id])
+    aborted = broken.proxy.asked["DELETE"]
+    sweeper._late = 0.0
+    assert not await sweeper.once()
+    assert broken.proxy.asked["DELETE"] == aborted + 1
     assert not await world.uploads.get(over.task_id, over.number, [stale.id])
     assert await world.uploads.get(running.task_id, running.number, [kept.id])
