@@ -9,7 +9,7 @@ import pytest
 
 from tesgate.control.held import Trust
 from tesgate.control.janitor import Janitor, LogKeeper
-from tesgate.errors import NotFound, TaskNotFound
+from tesgate.errors import NotFound, TaskNotFound, Unavailable
 from tesgate.storage.workspace import FileWorkspace, Workspace
 from tesgate.store.database import Database
 from tesgate.store.partitions import PartitionStore
@@ -80,6 +80,32 @@ async def test_logs_go_before_their_rows_do_and_orphans_go_too(database: Databas
         pass
     assert [await has_log(workspace, task_id) for task_id in (old, young, orphan)] == [False, True, False]
     assert await rows.tasks.get_state(ALICE, old) == "CANCELED"
+
+
+async def test_logs_that_cannot_be_removed_stop_no_others(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, workspace = await Rows.made(database), FileWorkspace(tmp_path)
+    old = sorted([await ended(rows, workspace, days_ago=11) for _ in range(3)])
+    orphans = sorted(rows.ids() for _ in range(3))
+    for orphan in orphans:
+        await workspace.write_at(orphan, 1, 0, "stdout", 0, b"said")
+    remove = FileWorkspace.remove
+
+    async def stubborn(self: FileWorkspace, task: str) -> None:
+        if task in (old[0], orphans[0]):
+            raise Unavailable("it cannot be removed")
+        await remove(self, task)
+
+    monkeypatch.setattr(FileWorkspace, "remove", stubborn)
+    await janitor_of(rows, workspace, keep=10 * DAY).once()
+    await LogKeeper(tasks=rows.tasks, logs=workspace, keep=None).once()
+    assert [await has_log(workspace, task_id) for task_id in old + orphans] == [True, False, False] * 2
+    # Its row is there as long as its files are.
+    assert await rows.tasks.get_state(ALICE, old[0]) == "CANCELED"
+    for task_id in old[1:]:
+        with pytest.raises(TaskNotFound):
+            await rows.tasks.get_state(ALICE, task_id)
 
 
 async def test_tokens_and_replicas_that_are_long_gone_go(database: Database, tmp_path: Path) -> None:

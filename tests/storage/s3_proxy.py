@@ -25,7 +25,8 @@ class Proxy:
     url: str = ""
     slow_down: int = 0
     lose_answer_to: str | None = None
-    """The next request whose query holds this word is carried out, and its answer thrown away."""
+    """The next request whose method and query (`POST uploadId=…`) hold these words is carried
+    out, and its answer thrown away."""
     skew: float = 0.0
     """Seconds by which the server's clock seems to differ."""
     asked: Counter[str] = field(default_factory=Counter)
@@ -45,7 +46,7 @@ class Proxy:
             kept = {name: value for name, value in answer.headers.items() if name.lower() != "transfer-encoding"}
             if self.skew:
                 kept["Date"] = formatdate(time() + self.skew, usegmt=True)
-            if self.lose_answer_to is not None and self.lose_answer_to in request.query_string:
+            if self.lose_answer_to is not None and self.lose_answer_to in f"{request.method} {request.query_string}":
                 self.lose_answer_to = None
                 assert request.transport is not None
                 request.transport.abort()

@@ -86,7 +86,8 @@ async def test_wrong_keys_are_named_without_their_values_and_new_ones_taken_up(b
     broken.use(endpoint)
     ask = await world.task(inputs=[world.url("a")])
     (found,) = (await ask(look=[world.url("a")])).found
-    assert found.fault is not None and str(file) in found.fault.sentence
+    # The file may be just being renewed.
+    assert found.fault is not None and str(file) in found.fault.sentence and found.fault.kind == "passing"
     for key, secret in (("nobody", "top-secret-1"), ("testing", "top-secret-2")):
         write(key, secret)
         (found,) = (await ask(look=[world.url("a")])).found
@@ -158,7 +159,7 @@ async def test_a_completion_whose_answer_was_lost_is_found_done(broken: Broken) 
     wrong = Completion(url, upload.id, ['"0123456789abcdef0123456789abcdef"'], size=5)
     (done,) = (await ask(complete=[wrong])).completions
     assert done.fault is not None and not done.done
-    proxy.lose_answer_to = "uploadId"  # of the request that lists the parts, and then of the one that completes
+    proxy.lose_answer_to = "GET uploadId"  # of the request that lists the parts
     right = Completion(url, upload.id, [headers["etag"]], size=5)
     first = proxy.asked["POST"]
     (done,) = (await ask(complete=[right])).completions
@@ -167,6 +168,29 @@ async def test_a_completion_whose_answer_was_lost_is_found_done(broken: Broken) 
         (done,) = (await ask(complete=[right])).completions
     assert done.done and proxy.asked["POST"] > first
     assert await world.get("out") == b"hello"
+
+
+async def test_a_completion_that_is_repeated_within_one_question_is_done(
+    broken: Broken, s3: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = broken.world
+    # moto forgets an upload at once when it is complete, as Amazon may; SeaweedFS answers a repetition as it did.
+    async with proxy_before(s3.moto.url) as proxy, client_of(s3.moto) as client:
+        await client.create_bucket(Bucket=world.bucket)
+        broken.use(endpoint_of(replace(s3.moto, url=proxy.url), monkeypatch))
+        url = world.url("out")
+        ask = await world.task(outputs=[url], lease=True)
+        (upload,) = (await ask(begin=[Upload(url, size=5)])).uploads
+        (signed,) = (await ask(parts=PartsQuestion(url, upload.id, [1]))).signed
+        _, _, headers = await sent(signed, b"hello")
+        proxy.lose_answer_to = "POST uploadId"
+        (done,) = (await ask(complete=[Completion(url, upload.id, [headers["etag"]], size=5)])).completions
+        assert proxy.lose_answer_to is None and done.done and done.fault is None
+
+        # Parts that are not what was sent, or gone: another attempt may store it.
+        (upload,) = (await ask(begin=[Upload(url, size=5)])).uploads
+        (done,) = (await ask(complete=[Completion(url, upload.id, [headers["etag"]], size=5)])).completions
+        assert done.fault is not None and done.fault.kind == "missing" and "parts" in done.fault.sentence
 
 
 async def test_an_object_of_somebody_else_is_not_taken_for_a_completion(broken: Broken) -> None:
@@ -232,6 +256,7 @@ async def test_uploads_are_aborted_when_their_attempt_is_over_and_no_others(brok
         replicas=world.rows.replicas,
         trust=trust,
         interval=timedelta(seconds=1),
+        late=3600.0,
     )
     assert not await sweeper.once()
 
@@ -240,5 +265,12 @@ async def test_uploads_are_aborted_when_their_attempt_is_over_and_no_others(brok
         return {item["UploadId"] for item in answer.get("Uploads") or []}
 
     assert await there() == {kept.id, strange["UploadId"]}
+    # A part may have been under way: it is aborted once more when none can be any more.
+    assert not await sweeper.once()
+    assert await world.uploads.get(over.task_id, over.number, [stale.id])
+    aborted = broken.proxy.asked["DELETE"]
+    sweeper._late = 0.0
+    assert not await sweeper.once()
+    assert broken.proxy.asked["DELETE"] == aborted + 1
     assert not await world.uploads.get(over.task_id, over.number, [stale.id])
     assert await world.uploads.get(running.task_id, running.number, [kept.id])

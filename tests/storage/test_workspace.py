@@ -13,9 +13,7 @@ import anyio
 import pytest
 import pytest_asyncio
 
-from tesgate.app.workspace import open_workspace
-from tesgate.config import S3Endpoint, S3Settings, Settings
-from tesgate.errors import ConfigError, NotFound, Unavailable
+from tesgate.errors import NotFound, Unavailable
 from tesgate.model.ids import TaskIds
 from tesgate.storage.s3 import workspace as module
 from tesgate.storage.s3.store import ObjectStore
@@ -278,20 +276,3 @@ async def test_a_store_that_is_away_is_a_passing_fault(tmp_path: Path, monkeypat
                 await call()
     finally:
         await workspace.aclose()
-
-
-def test_settings() -> None:
-    place: Any = type("Place", (), {"logs": Path("/nowhere")})()
-
-    def settings(workspace: str | None, **endpoint: Any) -> Settings:
-        return Settings(workspace=workspace, s3=S3Settings(endpoints=[S3Endpoint(name="e", **endpoint)]))
-
-    assert isinstance(open_workspace(settings(None), place), FileWorkspace)
-    assert isinstance(open_workspace(settings("s3://logs"), place), ObjectWorkspace)
-    assert isinstance(open_workspace(settings("s3://logs/p/", buckets=["logs/p"]), place), ObjectWorkspace)
-    with pytest.raises(ConfigError, match="on none of"):
-        open_workspace(settings("s3://logs/p", buckets=["c"]), place)
-    with pytest.raises(ConfigError, match="everybody's logs"):
-        open_workspace(settings("s3://logs/p", access=[{"read": ["logs"]}]), place)
-    assert open_workspace(settings("s3://logs/p", access=[{"read": ["logs/q"], "write": ["c"]}]), place)
-    assert Settings(workspace="s3://logs").check()

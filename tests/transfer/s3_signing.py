@@ -102,10 +102,15 @@ class Signing:
                 every = [{"PartNumber": at, "ETag": etag} for at, etag in enumerate(completion.etags, 1)]
                 for part, checksum in zip(every, completion.checksums, strict=False):
                     part[f"Checksum{(self.algorithm or '').upper()}"] = checksum
-                self.client.complete_multipart_upload(
-                    Bucket=bucket, Key=key, UploadId=completion.id, MultipartUpload={"Parts": every}
-                )
-                completion.done = True
+                try:
+                    self.client.complete_multipart_upload(
+                        Bucket=bucket, Key=key, UploadId=completion.id, MultipartUpload={"Parts": every}
+                    )
+                    completion.done = True
+                except self.client.exceptions.ClientError as error:
+                    if error.response["Error"]["Code"] != "NoSuchUpload":
+                        raise
+                    completion.fault = Fault(f"{completion.url}: NoSuchUpload.", "missing")
             answer.completions.append(completion)
         for upload in request.abort:
             bucket, key = parted(upload.url)

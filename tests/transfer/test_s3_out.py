@@ -207,10 +207,13 @@ def test_an_expired_request_is_asked_for_again(objects: Objects, size: int) -> N
     assert objects.stored("file") == random_bytes(size)
 
 
-def test_an_upload_that_is_gone(objects: Objects) -> None:
+@pytest.mark.parametrize("when", ["before its parts", "before its completion"])
+def test_an_upload_that_is_gone(objects: Objects, when: str) -> None:
     objects.write("/out/file", random_bytes(LARGE))
 
     def gone(seen: Any) -> None:
+        if isinstance(seen, AccessRequest) and not seen.complete:
+            return
         objects.proxy.before = lambda seen: None
         key = objects.below + "file"
         (upload,) = [
@@ -220,8 +223,11 @@ def test_an_upload_that_is_gone(objects: Objects) -> None:
         ]
         objects.straight.abort_multipart_upload(Bucket=objects.bucket, Key=key, UploadId=upload["UploadId"])
 
-    objects.proxy.before = gone
-    with pytest.raises(StagingError, match="404 NoSuchUpload") as caught:
+    if when == "before its parts":
+        objects.proxy.before = gone
+    else:
+        objects.signing.before = gone
+    with pytest.raises(StagingError, match="NoSuchUpload") as caught:
         objects.put(objects.output("/out/file", "file"))
     assert caught.value.transient
 

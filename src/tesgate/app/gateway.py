@@ -12,7 +12,7 @@ import anyio
 from tesgate.app.database import Opened, open_database
 from tesgate.app.gates import AgentGate
 from tesgate.app.places import DataDir
-from tesgate.app.workspace import open_workspace
+from tesgate.app.workspace import open_workspace, workspace_place
 from tesgate.auth.attempt_tokens import AttemptTokens
 from tesgate.auth.authenticator import Authenticator
 from tesgate.auth.tokens import TokensFile, hash_token, make_token
@@ -141,7 +141,8 @@ class Gateway:
             timing=self._timing,
         )
         self._uploads = UploadStore(database=self._database)
-        self._endpoints = Endpoints(settings.s3)
+        reserved = workspace_place(settings)
+        self._endpoints = Endpoints(settings.s3, reserved=None if reserved is None else reserved[1])
         self._drs = Resolver(settings.drs, JsonWeb(_url_policy(settings)))
         self.access_service = AccessService(
             uploads=self._uploads,

@@ -145,6 +145,14 @@ def check_config(config: Config = None, data_dir: DataDir = None, database_url: 
         Certificate.of(settings.server)
     except ConfigError as error:
         lines += error.lines
+    from tesgate.app.workspace import workspace_place
+    from tesgate.storage.credentials import Credentials
+
+    for check in (lambda: workspace_place(settings), lambda: Credentials(settings.credentials)):
+        try:
+            check()
+        except ConfigError as error:
+            lines += error.lines
     from tesgate.app.places import DataDir as Place
 
     if fault := Place(settings.data_dir).fault():

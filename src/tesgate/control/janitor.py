@@ -86,13 +86,20 @@ class Janitor:
             return True
         below, behind = await self._partitions.one_by_one(self._keep_tasks)
         expired = await self._tasks.expired(self._keep_tasks, self.BATCH, below=below, behind=behind)
+        removed = []
         for task_id in expired:
             # Files before rows: a crash in between leaves a row without logs, not logs that nobody can find.
-            await self._logs.remove(task_id)
-        if expired:
-            await self._tasks.delete(expired)
-            log.info("retention", removed=len(expired))
-        return len(expired) == self.BATCH
+            try:
+                await self._logs.remove(task_id)
+            except Exception:
+                # The others' time is over all the same. Its row stays, and another round tries again.
+                log.exception("the logs of a task could not be removed", task=task_id)
+            else:
+                removed.append(task_id)
+        if removed:
+            await self._tasks.delete(removed)
+            log.info("retention", removed=len(removed))
+        return len(removed) == self.BATCH
 
 
 class LogKeeper:
@@ -124,9 +131,13 @@ class LogKeeper:
         found = await self._logs.tasks(after=self._after, limit=self.BATCH)
         kept = await self._tasks.keeping_logs(found, self._keep) if found else set()
         for task_id in found:
-            if task_id not in kept:
-                await self._logs.remove(task_id)
-            else:
-                await self._logs.settle(task_id)
+            try:
+                if task_id not in kept:
+                    await self._logs.remove(task_id)
+                else:
+                    await self._logs.settle(task_id)
+            except Exception:
+                # The others go on; this one has its turn again when all have been looked at.
+                log.exception("the logs of a task could not be seen to", task=task_id)
         self._after = found[-1] if len(found) == self.BATCH else ""
         return bool(self._after)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime, timedelta
 
 import anyio
@@ -37,7 +38,12 @@ class UploadSweeper:
         replicas: ReplicaStore,
         trust: Trust,
         interval: timedelta,
+        late: float = objects.PART_SPAN,
     ) -> None:
+        """`late`: seconds for which a part that was signed may still arrive, also behind an abort."""
+        self._late = late
+        self._aborted: dict[tuple[str, int, str], float] = {}
+        """When. Another replica that takes over begins anew."""
         self._uploads = uploads
         self._endpoints = endpoints
         self._replicas = replicas
@@ -50,6 +56,7 @@ class UploadSweeper:
         if not self._trust.holds():
             return False
         if not await self._replicas.hold_singleton(self._trust.holder, self.NAME, self.interval * 3):
+            self._aborted.clear()
             return False
         rows = await self._uploads.stale(self._after, self.BATCH)
         limiter = anyio.CapacityLimiter(self.AT_ONCE)
@@ -61,10 +68,18 @@ class UploadSweeper:
         return last is not None
 
     async def _sweep(self, row: UploadRow, limiter: anyio.CapacityLimiter) -> None:
+        name = (row.task_id, row.number, row.id)
+        first = self._aborted.get(name)
+        if first is not None and time.monotonic() - first < self._late:
+            return
         async with limiter:
             try:
                 if row.completed_at is None:
                     await self._abort(row)
+                    if first is None:
+                        # Parts that are under way may be kept all the same: it is aborted once more when none can be.
+                        self._aborted[name] = time.monotonic()
+                        return
             except StoreFault as fault:
                 old = row.created_at is not None and datetime.now(UTC) - row.created_at > self.GIVE_UP
                 log.warning(
@@ -78,6 +93,7 @@ class UploadSweeper:
                 if not old:
                     return
             await self._uploads.delete(row)
+            self._aborted.pop(name, None)
 
     async def _abort(self, row: UploadRow) -> None:
         store = self._endpoints.named(row.endpoint)

@@ -372,16 +372,22 @@ class AccessService:
             if not question.etags or len(question.etags) > objects.MOST_PARTS:
                 raise UrlRefused(f"cannot be put together from {len(question.etags)} parts")
             await self._uploads.completing(row)
-            await objects.complete(
-                store,
-                at,
-                upload=row.id,
-                etags=question.etags,
-                algorithm=row.algorithm,
-                checksums=question.checksums,
-                size=question.size,
-                asked_before=row.completing_at,
-            )
+            try:
+                await objects.complete(
+                    store,
+                    at,
+                    upload=row.id,
+                    etags=question.etags,
+                    algorithm=row.algorithm,
+                    checksums=question.checksums,
+                    size=question.size,
+                    asked_before=row.completing_at,
+                )
+            except StoreFault as fault:
+                if fault.code != "InvalidPart":
+                    raise
+                # As an upload that is gone: another attempt may store what this one cannot any more.
+                raise _Refused(Fault(f"{_shown(question.url)}: {fault.why}.", "missing")) from None
             await self._uploads.completed(row)
         return Completion(url=question.url, id=question.id, etags=[], size=question.size, done=True)
 

@@ -239,7 +239,11 @@ class ObjectSink:
         )
         fault = self._access.complete(completion, stop)
         if fault is not None:
-            raise fault_of(_shown(item), fault)
+            error = fault_of(_shown(item), fault)
+            # The upload, or a part of it, is gone: what was sent must be sent anew, by another attempt.
+            if isinstance(error, StagingError) and fault.kind == "missing":
+                error.transient = True
+            raise error
         item.done = True
 
     def _puts(

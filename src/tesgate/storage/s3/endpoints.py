@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -13,12 +14,17 @@ from tesgate.storage.s3.urls import Location, UrlRefused, covers
 __all__ = ["Endpoints", "Use"]
 
 Use = Literal["read", "write"]
+_SLASHES = re.compile("/+")
 
 
 class Endpoints:
     """All configured object stores."""
 
-    def __init__(self, settings: S3Settings, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, settings: S3Settings, *, reserved: Location | None = None, clock: Callable[[], float] = time.time
+    ) -> None:
+        """`reserved`: the gateway's own place, which no task reads or writes, at whatever endpoint."""
+        self._reserved = reserved
         self._stores = [ObjectStore(endpoint, clock=clock) for endpoint in settings.endpoints]
 
     async def close(self) -> None:
@@ -32,6 +38,8 @@ class Endpoints:
 
     def find(self, at: Location, use: Use, *, owner: str, groups: Sequence[str]) -> ObjectStore:
         """Who serves it for this owner. Raises `UrlRefused`."""
+        if self._reserved is not None and _touches(at, self._reserved, use):
+            raise UrlRefused("is where the gateway keeps its tasks' logs, which no task may use")
         serving = [store for store in self._stores if at.scheme in store.endpoint.schemes]
         if not serving:
             raise UrlRefused(
@@ -44,6 +52,15 @@ class Endpoints:
             word = "read from" if use == "read" else "written to"
             raise UrlRefused(f"may not be {word} by {owner} (access of endpoint {store.name})")
         return store
+
+
+def _touches(at: Location, reserved: Location, use: Use) -> bool:
+    """Whether it is there or below, or, for what may list it, above."""
+    if at.bucket != reserved.bucket:
+        return False
+    # Stores that keep objects as files take slashes in a row for one.
+    here, there = (_SLASHES.sub("/", f"/{one.key}/") for one in (at, reserved))
+    return here.startswith(there) or (use == "read" and there.startswith(here))
 
 
 def _allowed(endpoint: S3Endpoint, at: Location, use: Use, *, owner: str, groups: Sequence[str]) -> bool:

@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import anyio.lowlevel
@@ -27,6 +27,8 @@ MOST_PARTS = 10_000
 LARGEST = 5 << 40
 AT_A_TIME = 50
 """URLs that are signed before others get their turn."""
+EMPTY_PAGES = 20
+"""Pages of a listing in a row that may be empty, though there are more."""
 MIB = 1 << 20
 ALGORITHMS = ("crc32", "crc32c", "crc64nvme", "sha1", "sha256")
 _NAMES = {name: "Checksum" + name.upper() for name in ALGORITHMS}
@@ -78,9 +80,17 @@ async def page(store: ObjectStore, at: Location, *, after: str | None, limit: in
     """One page of what lies below. Raises `StoreFault`."""
     prefix = at.prefix
     more: dict[str, Any] = {} if after is None else {"StartAfter": prefix + after}
-    answer = await store.call("list_objects_v2", at.bucket, Prefix=prefix, MaxKeys=max(1, min(limit, 1000)), **more)
+    most = max(1, min(limit, 1000))
+    for _ in range(EMPTY_PAGES):
+        answer = await store.call("list_objects_v2", at.bucket, Prefix=prefix, MaxKeys=most, **more)
+        keys = [item["Key"] for item in answer.get("Contents") or []]
+        if keys or not answer.get("IsTruncated") or not answer.get("NextContinuationToken"):
+            break
+        more = {"ContinuationToken": answer["NextContinuationToken"]}
+    if answer.get("IsTruncated") and not (keys and keys[-1].startswith(prefix)):
+        # Where to go on is not known, and to stop here would leave objects out without a word.
+        raise StoreFault("503", f"endpoint {store.name} breaks off its list of what lies there")
     found = Page()
-    keys = [item["Key"] for item in answer.get("Contents") or []]
     async with store.signer(at.bucket) as signer:
         for place, item in enumerate(answer.get("Contents") or []):
             if place % AT_A_TIME == 0:
@@ -99,7 +109,7 @@ async def page(store: ObjectStore, at: Location, *, after: str | None, limit: in
                 entry.get = signer.sign("GET", key, span=READ_SPAN)
             found.objects.append(entry)
             found.names.append(name)
-    if answer.get("IsTruncated") and keys and keys[-1].startswith(prefix):
+    if answer.get("IsTruncated"):
         found.after = keys[-1][len(prefix) :]
         if found.after == after:
             raise StoreFault("Unknown", f"endpoint {store.name} lists the same keys again and again")
@@ -188,6 +198,8 @@ async def complete(
     """
     try:
         await _check_parts(store, at, upload, etags, size)
+        # The upload was there: if it is not now, one of the requests of this very call has completed it.
+        asked_before = asked_before or datetime.now(UTC)
         parts = [
             {
                 "PartNumber": number,

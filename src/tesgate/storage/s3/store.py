@@ -19,6 +19,7 @@ from botocore.exceptions import (
     ClientError,
     HTTPClientError,
     NoCredentialsError,
+    ParamValidationError,
 )
 from botocore.exceptions import (
     ConnectionError as BotoConnectionError,
@@ -44,8 +45,10 @@ STALE = frozenset(
 PASSING = frozenset(
     ("SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "Throttling", "ThrottlingException",
      "TooManyRequests", "TooManyRequestsException", "RequestLimitExceeded", "BandwidthLimitExceeded",
-     "OperationAborted", "RequestTimeTooSkewed", "500", "502", "503", "504", "429")
+     "OperationAborted", "RequestTimeTooSkewed", "NoCredentials", "ExpiredToken", "ExpiredTokenException",
+     "TokenRefreshRequired", "BotoCoreError", "500", "502", "503", "504", "429")
 )  # fmt: skip
+"""Codes of what may be otherwise in a moment; of credentials, those that are being renewed elsewhere."""
 MISSING = frozenset(("NoSuchKey", "NoSuchBucket", "NoSuchUpload", "404", "NotFound"))
 
 
@@ -111,6 +114,10 @@ class ObjectStore:
                 raise StoreFault("NoCredentials", f"no credentials were found (endpoint {self.name})") from None
             except (BotoConnectionError, HTTPClientError, OSError) as error:
                 raise StoreFault("503", f"endpoint {self.name} cannot be reached ({type(error).__name__})") from None
+            except ParamValidationError as error:
+                raise StoreFault(
+                    "InvalidRequest", f"endpoint {self.name} cannot be asked for this ({type(error).__name__})"
+                ) from None
             except BotoCoreError as error:
                 raise StoreFault(
                     "BotoCoreError",
@@ -159,12 +166,16 @@ class ObjectStore:
                 answer = await client.head_bucket(Bucket=bucket)
             except ClientError as error:
                 answer = error.response
+                if (fault := self._fault(error, bucket)).passing:
+                    raise fault from None
             except NoCredentials as error:
                 raise StoreFault("NoCredentials", f"{error} (endpoint {self.name})") from None
             except (BotoCoreError, OSError) as error:
                 raise StoreFault("503", f"endpoint {self.name} cannot be reached ({type(error).__name__})") from None
             headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
-            known = headers.get("x-amz-bucket-region") or "us-east-1"
+            known = headers.get("x-amz-bucket-region")
+            if not known:
+                return "us-east-1"  # perhaps not: nothing is remembered
             if len(self._regions) > 1000:
                 self._regions.clear()
             self._regions[bucket] = known

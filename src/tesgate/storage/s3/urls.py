@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from urllib.parse import quote, unquote_to_bytes
 
-__all__ = ["Location", "UrlRefused", "covers", "parse"]
+__all__ = ["Location", "UrlRefused", "covers", "may_meet", "parse"]
 
 LONGEST_KEY = 1024
 """Bytes (https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-keys.html)."""
@@ -82,6 +82,18 @@ def check_key(key: str) -> None:
         raise UrlRefused("has a NUL in its key")
     if any(part in (".", "..") for part in key.split("/")):
         raise UrlRefused("has `.` or `..` between the slashes of its key, which no request can name")
+
+
+def may_meet(patterns: Iterable[str], bucket: str, prefix: str) -> bool:
+    """Whether a pattern of `covers` may, with whatever words, cover something in, below or above a prefix."""
+    there = f"{bucket}/{prefix}".rstrip("/") + "/"
+    for pattern in patterns:
+        begin = re.split(r"[{*]", pattern, maxsplit=1)[0]
+        if begin == pattern:
+            begin = begin.rstrip("/") + "/"
+        if begin.startswith(there) or there.startswith(begin):
+            return True
+    return False
 
 
 def covers(patterns: Iterable[str], bucket: str, key: str, words: Mapping[str, str | None] | None = None) -> bool:

@@ -47,7 +47,8 @@ SPAN = 20.0
 AT_ONCE = 8
 SETTLED = 100_000
 """Tasks that are remembered to need no settling."""
-CHUNK = 256 << 10
+CHUNK = 1 << 20
+"""Bytes of one request of a reader."""
 _NAME = re.compile(r"\.d/(\d{15})-(\d{15})")
 
 
@@ -80,7 +81,8 @@ class ObjectWorkspace:
         self._max_bytes = max_bytes
         self._rest = rest
         self._ends: OrderedDict[str, _End] = OrderedDict()
-        self._settled: OrderedDict[str, None] = OrderedDict()
+        self._settled: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        """Until when a task is taken to need no settling, and how long that was. Others may write to it."""
 
     # what runners write
 
@@ -170,34 +172,51 @@ class ObjectWorkspace:
                 way = _way(await self._pieces(name))
 
     async def _read(self, piece: _Piece, start: int, end: int) -> AsyncIterator[bytes]:
-        span = f"bytes={start - piece.start}-{end - piece.start - 1}"
-        answer = await self._store.call("get_object", self._bucket, Key=piece.key, Range=span)
-        left = end - start
-        async with answer["Body"]:
-            async for chunk in answer["Body"].iter_chunks(CHUNK):
-                yield bytes(chunk[:left])
-                left -= len(chunk)
-                if left <= 0:
-                    return
-        if left > 0:
-            raise OSError("the object ended early")
+        while start < end:
+            length = min(CHUNK, end - start)
+            first = start - piece.start
+            # Nothing stays open while the reader takes its time: connections are few, and writers need them.
+            with anyio.fail_after(SPAN):
+                answer = await self._store.call(
+                    "get_object", self._bucket, Key=piece.key, Range=f"bytes={first}-{first + length - 1}"
+                )
+                async with answer["Body"] as body:
+                    chunk = bytes(await body.read())
+            if len(chunk) != length:
+                raise OSError("the object ended early")
+            yield chunk
+            start += length
 
     # retention
 
     async def tasks(self, *, after: str, limit: int) -> list[str]:
         """See `Workspace`."""
-        async with self._translated():
-            answer = await self._store.call(
-                "list_objects_v2",
-                self._bucket,
-                Prefix=self._logs,
-                Delimiter="/",
-                MaxKeys=min(limit, 1000),
-                # "0" follows "/": behind all keys of that task, and before those of the next.
-                **({"StartAfter": f"{self._logs}{after}0"} if after else {}),
-            )
-        found = (item["Prefix"][len(self._logs) :].rstrip("/") for item in answer.get("CommonPrefixes") or [])
-        return sorted(task for task in found if task > after)
+        found: list[str] = []
+        # "0" follows "/": behind all keys of that task, and before those of the next.
+        more: dict[str, str] = {"StartAfter": f"{self._logs}{after}0"} if after else {}
+        while len(found) < limit:
+            async with self._translated():
+                answer = await self._store.call(
+                    "list_objects_v2",
+                    self._bucket,
+                    Prefix=self._logs,
+                    Delimiter="/",
+                    MaxKeys=min(limit - len(found), 1000),
+                    **more,
+                )
+            names = [item["Prefix"][len(self._logs) :].rstrip("/") for item in answer.get("CommonPrefixes") or []]
+            found += sorted(task for task in names if task > after)
+            if not answer.get("IsTruncated"):
+                break
+            # Only whoever has all thinks that it has reached the end.
+            if names and max(names) > after:
+                after = max(names)
+                more = {"StartAfter": f"{self._logs}{after}0"}
+            elif answer.get("NextContinuationToken"):
+                more = {"ContinuationToken": answer["NextContinuationToken"]}
+            else:
+                raise Unavailable("the gateway's workspace breaks off its list of logs")
+        return found
 
     async def remove(self, task: str) -> None:
         """See `Workspace`."""
@@ -220,7 +239,8 @@ class ObjectWorkspace:
 
     async def settle(self, task: str) -> None:
         """See `Workspace`. For one replica at a time; what it does not get to, it does the next time."""
-        if not is_task_id(task) or task in self._settled:
+        until, span = self._settled.get(task, (0.0, REST))
+        if not is_task_id(task) or time.monotonic() < until:
             return
         names: dict[str, float] = {}
         loose: set[str] = set()
@@ -236,7 +256,10 @@ class ObjectWorkspace:
                 if names[name] >= self._rest:
                     await self._put_together(name)
         if all(rested >= self._rest for rested in names.values()):
-            self._settled[task] = None
+            # Each look that finds nothing makes the next one later: most tasks have ended.
+            span = REST * 2 if loose else span * 2
+            self._settled[task] = (time.monotonic() + span, span)
+            self._settled.move_to_end(task)
             while len(self._settled) > SETTLED:
                 self._settled.popitem(last=False)
 
@@ -253,7 +276,13 @@ class ObjectWorkspace:
                 head = await self._store.call("head_object", self._bucket, Key=name)
                 condition = {"IfMatch": head["ETag"]}
             try:
-                await self._write_whole(name, size, way, condition)
+                try:
+                    await self._write_whole(name, size, way, condition)
+                except StoreFault as error:
+                    if error.code not in ("NotImplemented", "501"):
+                        raise
+                    # A store without conditions: one replica at a time puts logs together, which has to do.
+                    await self._write_whole(name, size, way, {})
             except StoreFault as error:
                 if error.code in ("PreconditionFailed", "ConditionalRequestConflict", "412", "409"):
                     return
