@@ -44,6 +44,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.xdist_group("docker" if "docker" in needs else group))
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """See that pytest-xdist has read the groups: without them, two processes would stop each other's services."""
+    config = session.config
+    if hasattr(config, "workerinput") and config.getvalue("loadgroup") and session.items:
+        if "@" not in session.items[0].nodeid:
+            raise pytest.UsageError("this pytest-xdist does not keep groups of tests together with this pytest")
+
+
 def _values(item: pytest.Item) -> set[str]:
     """Words among a test's parameters: fixtures with cases ask for a bed by its name."""
     spec = getattr(item, "callspec", None)

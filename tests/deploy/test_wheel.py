@@ -32,7 +32,7 @@ def test_it_holds_a_static_exec_for_each_architecture(wheel: Path) -> None:
         assert names == {f"tesgate-exec-{machine}" for machine in MACHINES}
         # Beside the examples lie the secrets that people make for examples/compose.
         examples = {Path(name).name for name in archive.namelist() if "/examples/" in name}
-        assert examples == {"count-reads.json", "hello.json", "split-and-sum.yaml"}
+        assert examples == {"count-reads.json", "hello.json", "s3-to-ftp.json", "split-and-sum.yaml"}
         for machine, number in MACHINES.items():
             info = archive.getinfo(f"tesgate/runner/exec/bin/tesgate-exec-{machine}")
             assert archive.read(info)[18:20] == number

@@ -101,7 +101,10 @@ _REFUSALS: dict[int | str, dict[str, object]] = {
     401: {"description": "No valid credentials.", "model": ErrorBody},
     403: {"description": "Not an admin.", "model": ErrorBody},
 }
-_MISSING: dict[int | str, dict[str, object]] = {404: {"description": "No such agent.", "model": ErrorBody}}
+_MISSING: dict[int | str, dict[str, object]] = {
+    400: {"description": "The name is too long for one.", "model": ErrorBody},
+    404: {"description": "No such agent.", "model": ErrorBody},
+}
 
 
 def agents_router(context: ApiContext) -> APIRouter:

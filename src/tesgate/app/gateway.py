@@ -71,6 +71,10 @@ SWEEP = timedelta(seconds=20)
 """Between two looks for uploads whose attempt is over."""
 
 
+OBJECTS = ("s3://", "gs://")
+"""Beginnings of URLs of object stores, which the gateway's endpoints serve."""
+
+
 class Gateway:
     """Everything that lives as long as the process. It is what the API and the internal routes ask for."""
 
@@ -207,7 +211,7 @@ class Gateway:
     def _plan_for(self, start: Order) -> Plan:
         if start.document is None:
             raise ValueError("its document is not there")
-        return build_plan(
+        plan = build_plan(
             start.task_id,
             start.number,
             start.external_name,
@@ -215,6 +219,14 @@ class Gateway:
             self._attempt_tokens.mint(start.task_id, start.number),
             settings=self._plan_settings,
         )
+        # Whoever runs the task says it before the first command, not after the last.
+        for put in plan.inputs:
+            if put.content is None and put.url is not None and put.url.startswith(OBJECTS):
+                put.refusal = self._endpoints.refusal(put.url, "read")
+        for out in plan.outputs:
+            if out.url.startswith(OBJECTS):
+                out.refusal = self._endpoints.refusal(out.url, "write")
+        return plan
 
     # the loops
 

@@ -50,6 +50,8 @@ class Input:
     """The task can write to the place: what is staged must be a private copy, never a hard link."""
     login: bool = False
     """The gateway knows credentials for its server; the runner asks for them when it needs them."""
+    refusal: Optional[str] = None
+    """Why the gateway knows already that nobody may read the URL; completes a sentence that begins with it."""
 
 
 @dataclass
@@ -64,6 +66,8 @@ class Output:
     """It lies in a mount of a root, at its URL: it is listed, and not copied."""
     login: bool = False
     """See `Input.login`."""
+    refusal: Optional[str] = None
+    """See `Input.refusal`."""
 
 
 @dataclass

@@ -24,7 +24,7 @@ from .policy import AddressPolicy
 from .roots import LocalSource, LocalStorage
 from .scratch import Scratch
 from .threads import Stop, run_all, run_one
-from .urls import listed, printable, scheme, unsupported
+from .urls import listed, printable, redact, scheme, unsupported
 from .view import View, host_path
 from .web import WebStorage, no_headers
 
@@ -114,8 +114,13 @@ class Stager:
         for item in inputs:
             if item.content is None:
                 self._source_of(item).check_input(item)
+                if item.refusal is not None:
+                    raise StagingError("input %s %s." % (redact(item.url or ""), item.refusal))
         for output in outputs:
             self._storage_for(output).check_output(output)
+            if output.refusal is not None:
+                url = redact(output.url)
+                raise StagingError("output %s: its url %s %s." % (printable(output.path), url, output.refusal))
 
     def _source_of(self, item: Input) -> Storage:
         if not item.url:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from tesgate.config import S3Endpoint, S3Settings
 from tesgate.storage.s3.store import ObjectStore
-from tesgate.storage.s3.urls import Location, UrlRefused, covers
+from tesgate.storage.s3.urls import Location, UrlRefused, covers, parse
 
 __all__ = ["Endpoints", "Use"]
 
@@ -38,6 +38,21 @@ class Endpoints:
 
     def find(self, at: Location, use: Use, *, owner: str, groups: Sequence[str]) -> ObjectStore:
         """Who serves it for this owner. Raises `UrlRefused`."""
+        store = self._serving(at, use)
+        if not _allowed(store.endpoint, at, use, owner=owner, groups=groups):
+            word = "read from" if use == "read" else "written to"
+            raise UrlRefused(f"may not be {word} by {owner} (access of endpoint {store.name})")
+        return store
+
+    def refusal(self, url: str, use: Use) -> str | None:
+        """Why nobody may read or write this URL, known before anything runs; None: somebody may."""
+        try:
+            self._serving(parse(url), use)
+        except UrlRefused as refused:
+            return refused.why
+        return None
+
+    def _serving(self, at: Location, use: Use) -> ObjectStore:
         if self._reserved is not None and _touches(at, self._reserved, use):
             raise UrlRefused("is where the gateway keeps its tasks' logs, which no task may use")
         serving = [store for store in self._stores if at.scheme in store.endpoint.schemes]
@@ -48,9 +63,6 @@ class Endpoints:
         store = next((store for store in serving if covers(store.endpoint.buckets, at.bucket, at.key)), None)
         if store is None:
             raise UrlRefused("is in no bucket that an endpoint is configured for (s3.endpoints[].buckets)")
-        if not _allowed(store.endpoint, at, use, owner=owner, groups=groups):
-            word = "read from" if use == "read" else "written to"
-            raise UrlRefused(f"may not be {word} by {owner} (access of endpoint {store.name})")
         return store
 
 
