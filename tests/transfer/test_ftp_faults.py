@@ -11,6 +11,7 @@ import anyio
 import pytest
 
 from tesgate.runner.plan import Input
+from tesgate.runner.transfer import ftpsource, ftptree
 from tesgate.runner.transfer.faults import StagingError
 from tests.beds.ftp import Faulty, Servers
 from tests.transfer.ftp_world import World
@@ -301,3 +302,29 @@ def test_many_uploads_at_once_make_their_directories(world: World, server: Fault
     world.store(world.to("/out", server.url("a/b/c")))
     assert len([path for path in (server.root / "a/b/c").rglob("*") if path.is_file()]) == 60
     assert len(words(server, "USER")) <= 4
+
+
+@pytest.mark.parametrize("without", [[], ["MLSD"]], ids=str)
+def test_a_listing_whose_lines_are_no_entries(world: World, server: Faulty, without: list[str]) -> None:
+    (server.root / "tree").mkdir()
+    server.set(listing="drwxrwxrwx" + " " * 5000 + "x\r\n", without=without)
+    with pytest.raises(StagingError, match="has a line that is too long") as caught:
+        world.stage(server.url("tree"))
+    assert not caught.value.transient
+
+
+@pytest.mark.parametrize("without", [[], ["SIZE"], ["MLSD"], ["MLSD", "SIZE"]], ids=str)
+def test_a_listing_without_end(
+    world: World, server: Faulty, without: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ftptree, "MAX_ENTRIES", 5000)
+    monkeypatch.setattr(ftpsource, "MAX_ENTRIES", 5000)
+    (server.root / "tree").mkdir()
+    line = "-rw-r--r-- 1 u g 1 Nov 21 13:50 x\r\n" if "MLSD" in without else "type=file;size=1; x\r\n"
+    server.set(listing=line * 500, endless=True, without=without)
+    for path in ("tree/", "body"):
+        if path == "tree/" or "SIZE" in without:
+            with pytest.raises(StagingError, match="holds more than 5000 entries") as caught:
+                world.stage(server.url(path))
+            assert not caught.value.transient
+    assert world.servers.count() == 0

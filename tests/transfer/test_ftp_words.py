@@ -81,6 +81,7 @@ LINES: list[tuple[bytes, Listed]] = [
     (b"drwxr-xr-x 2 u g 4096 Nov 21 13:50 ..", Listed("..", "self", None)),
     (b"01-23-26  03:04PM       <DIR>          Some Thing", Listed("Some Thing", "directory", None)),
     (b"2026-01-23  15:04             123 x.txt", Listed("x.txt", "file", 123)),
+    (b"01-23-26  03:04 PM         7   x", Listed("x", "file", 7)),
     (b"-rw-r--r-- 1 u g 1 Nov 21 13:50 caf\xe9", Listed("caf\udce9", "file", 1)),
 ]
 
@@ -117,6 +118,13 @@ def test_a_listing_that_cannot_be_understood_is_no_empty_one(line: bytes) -> Non
         list(read_list([line]))
     with pytest.raises(FtpRefused):
         list(read_mlsd([b"type=file;size=1;"]))
+
+
+@pytest.mark.parametrize("line", [b"drwxrwxrwx%sx", b"01-23-26 03:04%sx", b"drwxrwxrwx%s1 Nov 21 13:50"])
+def test_a_line_of_spaces_costs_no_more_than_its_length(line: bytes) -> None:
+    """With a cost that grows as its square this takes longer than any test may."""
+    with pytest.raises(FtpRefused):
+        list(read_list([line % (b" " * 1_000_000)]))
 
 
 def test_answers_hold_no_secret_and_no_control_characters() -> None:

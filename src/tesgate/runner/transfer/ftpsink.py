@@ -354,16 +354,17 @@ def _remove(session: FtpSession, *, names: Dict[str, Set[str]]) -> None:
             here = _parent(here)
     for directory in sorted(wanted, key=len, reverse=True):
         try:
-            entries = list_directory(session, directory)
+            found = [one.name for one in list_directory(session, directory) if one.name in wanted[directory]]
         except FtpRefused:
+            if session.broken:
+                raise
             continue
         except (ftplib.error_perm, ftplib.error_temp):
             if session.broken:
                 raise
             continue
-        for entry in entries:
-            if entry.name in wanted[directory]:
-                session.voidcmd("DELE " + _join(directory, entry.name))
+        for name in found:
+            session.voidcmd("DELE " + _join(directory, name))
 
 
 def _renamed(session: FtpSession, item: FtpItem, source: str, target: str) -> bool:

@@ -16,7 +16,7 @@ from .ftpdata import Progress, receive
 from .ftpfaults import FtpPassing, FtpRefused, code_of
 from .ftplist import Listed
 from .ftpsession import FtpSession
-from .ftptree import list_directory, look_up, size_of
+from .ftptree import MAX_ENTRIES, list_directory, look_up, size_of
 from .ftpurl import FtpUrl, is_line, read_url
 from .paths import is_temporary
 from .scratch import Scratch
@@ -28,7 +28,6 @@ __all__ = ["FtpSource"]
 MAX_DEPTH = 100
 MAX_LINKS = 8
 """Links to directories on one path."""
-MAX_ENTRIES = 2_000_000
 MOST_NOTES = 20
 MOST, MOST_BYTES = 32, 4 << 20
 """What one call brings at a time."""
@@ -107,7 +106,9 @@ class FtpSource:
         tree.directories.append(place)
 
         def read(session: FtpSession) -> List[Tuple[Listed, str]]:
-            entries = list_directory(session, path)
+            room = max(0, MAX_ENTRIES - len(tree.files) - len(tree.directories))
+            # All of them, before any of them is asked about.
+            entries = list(list_directory(session, path, most=room))
             return [(_behind(session, path, one), _real(session, path, one)) for one in entries]
 
         found = self._attempt.act(spot, url, "input %s could not be listed" % shown, read, stop)
