@@ -35,6 +35,8 @@ class Progress:
 
     offset: int = 0
     total: Optional[int] = None
+    stamp: Optional[str] = None
+    """When the file was changed last, as the server writes it."""
     begun: bool = False
     """Something was sent or asked for already: a further try may go on with it."""
 

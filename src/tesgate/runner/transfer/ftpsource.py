@@ -29,6 +29,8 @@ MAX_DEPTH = 100
 MAX_LINKS = 8
 """Links to directories on one path."""
 MOST_NOTES = 20
+SMALL = 1 << 20
+"""Bytes of a file that is fetched anew rather than gone on with, which spares a question about each."""
 MOST, MOST_BYTES = 32, 4 << 20
 """What one call brings at a time."""
 
@@ -169,6 +171,9 @@ class FtpSource:
             nonlocal furthest
             if progress.begun:
                 _look_again(session, file.path, target, progress)
+            if not progress.offset:
+                large = progress.total is None or progress.total > SMALL
+                progress.stamp = session.changed(file.path) if large else None
             progress.begun = True
             try:
                 receive(session, file.path, target, progress, shown)
@@ -203,9 +208,14 @@ def _restart(target: int, progress: Progress) -> None:
 
 
 def _look_again(session: FtpSession, path: str, target: int, progress: Progress) -> None:
-    """Before going on: where the file has another size now, it is another file."""
+    """Before going on: where the file has another size or time now, it is another file.
+
+    A server that tells no times is believed by the size; a small file was not asked about, and begins anew.
+    """
     total = size_of(session, path)
-    if total is None or total != progress.total or progress.offset > total:
+    small = total is not None and total <= SMALL
+    other = progress.offset > 0 and (small or session.changed(path) != progress.stamp)
+    if total is None or total != progress.total or progress.offset > total or other:
         _restart(target, progress)
     progress.total = total
 
