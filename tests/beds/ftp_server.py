@@ -10,7 +10,8 @@ the last time. Each is answered by a line on stdout. Faults (lists are used up f
 ``stuck``: how often a STOR reads nothing; ``answers``: by command, replies in place of doing it;
 ``without``: commands that are not served;
 ``pasv``: the address of PASV's answer; ``dead_epsv``: EPSV names a closed port; ``once``: RNTO does not replace;
-``dos``: LIST in DOS's form; ``listing``: the text of every listing, over and over if ``endless``; ``sessions``: more get 421; ``no_stream``: FEAT does not offer REST.
+``dos``: LIST in DOS's form; ``listing``: the text of every listing, over and over if ``endless``;
+``sessions``: more get 421; ``no_stream``: FEAT does not offer REST.
 """
 
 from __future__ import annotations
