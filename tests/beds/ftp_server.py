@@ -10,7 +10,8 @@ the last time. Each is answered by a line on stdout. Faults (lists are used up f
 ``stuck``: how often a STOR reads nothing; ``answers``: by command, replies in place of doing it;
 ``without``: commands that are not served;
 ``pasv``: the address of PASV's answer; ``dead_epsv``: EPSV names a closed port; ``once``: RNTO does not replace;
-``dos``: LIST in DOS's form; ``sessions``: more get 421; ``no_stream``: FEAT does not offer REST.
+``dos``: LIST in DOS's form; ``listing``: the text of every listing, over and over if ``endless``;
+``sessions``: more get 421; ``no_stream``: FEAT does not offer REST.
 """
 
 from __future__ import annotations
@@ -89,11 +90,24 @@ class Failing:
         return len(data)
 
 
+def forged():
+    while True:
+        yield FAULTS.get("listing", "").encode()
+        if not FAULTS.get("endless"):
+            return
+
+
 class Files(AbstractedFS):
     def open(self, filename, mode):
         return Failing(super().open(filename, mode), self.cmd_channel, "r" in mode and "+" not in mode)
 
+    def format_mlsx(self, *args, **more):
+        return forged() if FAULTS.get("listing") else super().format_mlsx(*args, **more)
+
     def format_list(self, basedir, listing, ignore_err=True):
+        if FAULTS.get("listing"):
+            yield from forged()
+            return
         if not FAULTS.get("dos"):
             yield from super().format_list(basedir, listing, ignore_err)
             return

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tesgate.runner.access import AccessAnswer, AccessRequest, Fault, Login
+from tesgate.runner.gateway import GatewayFault, Gone
 from tesgate.runner.plan import Input, Output, Plan, UrlPolicy
 from tesgate.runner.transfer.ftp import FtpServers, FtpSettings, FtpStorage
 from tesgate.runner.transfer.stage import Stager
@@ -27,6 +28,9 @@ class World(Bed):
         """What the gateway answers for every URL."""
         self.options: dict[str, str] = {}
         self.fault: Fault | None = None
+        self.gone = False
+        self.away: list[GatewayFault] = []
+        """What the gateway does before it answers."""
         self.questions: list[list[str]] = []
         self._staged = 0
         self._urls: tuple[list[Input], list[Output]] = ([], [])
@@ -34,6 +38,10 @@ class World(Bed):
     def ask(self, request: AccessRequest) -> AccessAnswer:
         assert threading.current_thread() is not threading.main_thread()
         self.questions.append(request.login)
+        if self.gone:
+            raise Gone("it is over")
+        if self.away:
+            raise self.away.pop(0)
         return AccessAnswer(
             logins=[Login(url, **self.login, options=self.options, fault=self.fault) for url in request.login]
         )

@@ -11,7 +11,8 @@ import anyio
 import pytest
 
 from tesgate.runner.plan import Input
-from tesgate.runner.transfer.faults import StagingError
+from tesgate.runner.transfer import ftppool, ftpsource, ftptree
+from tesgate.runner.transfer.faults import LeaseLost, StagingError
 from tests.beds.ftp import Faulty, Servers
 from tests.transfer.ftp_world import World
 
@@ -89,6 +90,15 @@ def test_another_file_in_its_place(world: World, server: Faulty) -> None:
     assert world.stage(server.url("body")).read_bytes() == BODY[:-1] + b"xyz"
 
 
+def test_another_file_of_the_same_size_in_its_place(world: World, server: Faulty) -> None:
+    changed = os.urandom(len(BODY))
+    (server.root / "body").write_bytes(changed)
+    # Of the file that was there before, and of this one.
+    server.set(short=[1_500_000], answers={"MDTM": ["213 20010101000000"]})
+    assert world.stage(server.url("body")).read_bytes() == changed
+    assert words(server, "REST") == []
+
+
 def test_a_silent_truncation_that_stays_is_found(world: World, server: Faulty) -> None:
     server.set(short=[1000, *[0] * 50])
     with pytest.raises(StagingError, match=r"the server sent 1000 of 2097152 bytes \(tried 4 times\)") as caught:
@@ -156,7 +166,77 @@ def test_a_server_that_does_not_rename_over_a_file(world: World, server: Faulty)
     (server.root / "new/o").write_bytes(b"old")
     server.set(once=True)
     store(world, server)
-    assert "DELE /new/o" in server.log()
+    renamed = [line.rpartition("/")[2] for line in words(server, "RNFR", "RNTO", "DELE")]
+    new, old = ".tesgate-tg-x-1-0.part", ".tesgate-old-tg-x-1-0.part"
+    assert renamed == [new, "o", "o", old, new, "o", old]
+
+
+@pytest.mark.parametrize("refused", [["553 no"], ["550 no", "", "553 no"]], ids=str)
+def test_a_refused_rename_leaves_what_was_there(world: World, server: Faulty, refused: list[str]) -> None:
+    (world.rw / "o").write_bytes(b"new")
+    (server.root / "o").write_bytes(b"old")
+    # The name itself is not allowed, also where nothing is in its way.
+    server.set(answers={"RNTO": refused if len(refused) > 1 else ["553 no", "553 no"]})
+    with pytest.raises(StagingError, match="does not allow this name"):
+        world.store(world.to("/o", server.url("o")))
+    assert (server.root / "o").read_bytes() == b"old"
+    server.set(answers={"RNFR": ["550 not yours"]})
+    with pytest.raises(StagingError, match="may not use it"):
+        world.store(world.to("/o", server.url("o")))
+    assert (server.root / "o").read_bytes() == b"old"
+    assert words(server, "DELE") == []
+
+
+@pytest.mark.parametrize("meanwhile", [False, True])
+def test_what_was_put_aside_gets_its_name_again(world: World, server: Faulty, meanwhile: bool) -> None:
+    (world.rw / "o").write_bytes(b"new")
+    output = world.to("/o", server.url("o"))
+    prepared = world.prepare(output)
+    # As after a kill in the middle.
+    (server.root / ".tesgate-old-tg-x-1-0.part").write_bytes(b"old")
+    if meanwhile:
+        (server.root / "o").write_bytes(b"another's")
+    anyio.run(world.stager().discard, prepared.temporaries)
+    assert (server.root / "o").read_bytes() == (b"another's" if meanwhile else b"old")
+    assert not list(server.root.glob(".tesgate-*"))
+
+
+def test_what_an_attempt_left_is_removed_also_when_the_gateway_has_given_it_up(world: World, server: Faulty) -> None:
+    (world.rw / "o").write_bytes(b"x")
+    output = world.to("/o", server.url("o"))
+    prepared = world.prepare(output)
+    world.gone = True
+    with pytest.raises(StagingError, match="does not tell this attempt any more"):
+        world.prepare(output, tag="tg-x-2")
+    anyio.run(world.stager().discard, prepared.temporaries)
+    assert not list(server.root.glob(".tesgate-*"))
+
+
+def test_a_rename_that_the_lease_does_not_cover_any_more(world: World, server: Faulty) -> None:
+    """The server takes longer than the lease lives for the first half of it."""
+    (world.rw / "o").write_bytes(b"x")
+    prepared = world.prepare(world.to("/o", server.url("o")))
+    server.log()
+    seen: list[str] = []
+
+    def lease() -> float:
+        seen.extend(server.log())
+        return 0.0 if any(line.startswith("RNFR") for line in seen) else 100.0
+
+    with pytest.raises(LeaseLost):
+        world.publish(prepared, lease)
+    assert not (server.root / "o").exists()
+    assert not [line for line in (*seen, *server.log()) if line.startswith("RNTO")]
+    world.publish(prepared)
+    assert (server.root / "o").read_bytes() == b"x"
+
+
+def test_a_server_that_nobody_uses_is_forgotten(world: World, server: Faulty, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = world.servers._servers
+    world.stage(server.url("body"))
+    monkeypatch.setattr(ftppool, "_MEMORY", -1.0)
+    world.stage(server.url("body").replace("localhost", "127.0.0.1"))
+    assert [host for host, _, _ in known] == ["127.0.0.1"]
 
 
 REFUSALS = [
@@ -301,3 +381,29 @@ def test_many_uploads_at_once_make_their_directories(world: World, server: Fault
     world.store(world.to("/out", server.url("a/b/c")))
     assert len([path for path in (server.root / "a/b/c").rglob("*") if path.is_file()]) == 60
     assert len(words(server, "USER")) <= 4
+
+
+@pytest.mark.parametrize("without", [[], ["MLSD"]], ids=str)
+def test_a_listing_whose_lines_are_no_entries(world: World, server: Faulty, without: list[str]) -> None:
+    (server.root / "tree").mkdir()
+    server.set(listing="drwxrwxrwx" + " " * 5000 + "x\r\n", without=without)
+    with pytest.raises(StagingError, match="has a line that is too long") as caught:
+        world.stage(server.url("tree"))
+    assert not caught.value.transient
+
+
+@pytest.mark.parametrize("without", [[], ["SIZE"], ["MLSD"], ["MLSD", "SIZE"]], ids=str)
+def test_a_listing_without_end(
+    world: World, server: Faulty, without: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ftptree, "MAX_ENTRIES", 5000)
+    monkeypatch.setattr(ftpsource, "MAX_ENTRIES", 5000)
+    (server.root / "tree").mkdir()
+    line = "-rw-r--r-- 1 u g 1 Nov 21 13:50 x\r\n" if "MLSD" in without else "type=file;size=1; x\r\n"
+    server.set(listing=line * 500, endless=True, without=without)
+    for path in ("tree/", "body"):
+        if path == "tree/" or "SIZE" in without:
+            with pytest.raises(StagingError, match="holds more than 5000 entries") as caught:
+                world.stage(server.url(path))
+            assert not caught.value.transient
+    assert world.servers.count() == 0

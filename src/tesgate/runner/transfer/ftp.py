@@ -57,7 +57,14 @@ class FtpStorage:
     def check_output(self, output: Output) -> None:
         """Refuse a URL that cannot be read."""
         try:
-            read_url(output.url)
+            spot = read_url(output.url)
+            name = output.path.rpartition("/")[2]
+            # The directory of a pattern of braces is what stands before its last component.
+            braces = "{" in name and output.url.endswith("/" + name)
+            if spot.parts[: -1 if braces else None] == ["/"]:
+                raise PathRefused(
+                    "is the server's root directory; name one in it, or end it with one slash for the login directory"
+                )
         except PathRefused as error:
             raise StagingError(
                 "output %s: its url %s %s." % (printable(output.path), redact(output.url), error.why)

@@ -38,17 +38,20 @@ class FtpAttempt:
         *,
         progress: Optional[Callable[[], int]] = None,
         tries: Optional[int] = None,
+        alone: bool = False,
     ) -> T:
         """Call `action` with a session until it returns. It may be called again, each time with another session.
 
         `url`: the task's own, by which the login is found. `what` begins the sentence of an error. `progress`: bytes
-        that were moved so far; a try that moved some does not count as failed. Raises `StagingError`, `Stopped`.
+        that were moved so far; a try that moved some does not count as failed. `alone`: see `Logins.of`.
+
+        Raises `StagingError`, `Stopped`.
         """
         settings = self.settings
         failures, pause, best = 0, settings.first_pause, 0
         asked_again = False
         while True:
-            login = self._logins.of(url, spot, stop)
+            login = self._logins.of(url, spot, stop, alone=alone)
             session: Optional[FtpSession] = None
             try:
                 with self._servers.session(
@@ -67,7 +70,7 @@ class FtpAttempt:
                     # It may have rotated since it was asked for.
                     asked_again = True
                     self._logins.forget(url)
-                    if self._logins.of(url, spot, stop) != login:
+                    if self._logins.of(url, spot, stop, alone=alone) != login:
                         continue
                 if not passing:
                     raise StagingError("%s: %s." % (what, why)) from error

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Iterator, List, Optional
 
 from .faults import os_fault
-from .ftpfaults import FtpPassing, code_of
+from .ftpfaults import FtpPassing, FtpRefused, code_of
 from .ftpsession import FtpSession
 
 __all__ = ["Progress", "list_lines", "receive", "send"]
@@ -25,7 +25,8 @@ _SENT = 4 << 20
 _TLS_BUFFER = 256 << 10
 _FAREWELL = 10.0
 """How long a server may take to close a connection over which everything came (seconds)."""
-_LONGEST_LINE = 64 << 10
+_LONGEST_LINE = 4608
+"""Bytes of one line of a listing: the longest path that Linux knows (of a link), and what stands before it."""
 
 
 @dataclass
@@ -34,6 +35,8 @@ class Progress:
 
     offset: int = 0
     total: Optional[int] = None
+    stamp: Optional[str] = None
+    """When the file was changed last, as the server writes it."""
     begun: bool = False
     """Something was sent or asked for already: a further try may go on with it."""
 
@@ -222,7 +225,10 @@ def _why_refused(session: FtpSession, error: OSError) -> None:
 
 
 def list_lines(session: FtpSession, command: str) -> Iterator[bytes]:
-    """Yield the lines of a listing. Raises `FtpPassing` where it ends in the middle of a line."""
+    """Yield the lines of a listing.
+
+    Raises `FtpPassing` where it ends in the middle of a line, `FtpRefused` for one that is longer than any can be.
+    """
     data = _Data(session, command, 0)
     try:
         rest = b""
@@ -233,8 +239,8 @@ def list_lines(session: FtpSession, command: str) -> Iterator[bytes]:
             session.stop.check()
             lines: List[bytes] = (rest + chunk).split(b"\n")
             rest = lines.pop()
-            if len(rest) > _LONGEST_LINE:
-                raise FtpPassing("the server's listing has a line without end")
+            if any(len(line) > _LONGEST_LINE for line in (*lines, rest)):
+                raise FtpRefused("the server's listing has a line that is too long to be an entry's")
             for line in lines:
                 yield line.rstrip(b"\r")
         session.stop.check()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
-from typing import Callable, Dict, List, Optional, Sequence
+from typing import Callable, Dict, Optional, Sequence
 
 from ..access import AccessAnswer, AccessRequest, Login
-from ..gateway import Backoff, GatewayFault, Gone, Unauthorized
+from ..gateway import Backoff, Gone
 from .faults import StagingError
 from .ftpurl import FtpUrl, is_line
+from .s3access import Access
 from .threads import Stop
 from .urls import redact
 
@@ -19,7 +20,8 @@ DEFAULT_SESSIONS = 4
 """At one server, of one agent with all its attempts."""
 _MOST = 500
 """Questions in one message."""
-_TRIES = 12
+_TRIES = 8
+"""Of a question whose answer was a fault that passes, or no answer to it."""
 
 
 @dataclass(frozen=True)
@@ -41,56 +43,60 @@ class FtpLogin:
 
 
 class Logins:
-    """Logins of one attempt, by URL as the task has them. Safe in many threads; in memory only."""
+    """Logins of one attempt, by URL as the task has them. Safe in many threads; in memory only.
+
+    A gateway that is away is waited for.
+    """
 
     def __init__(self, *, ask: Callable[[AccessRequest], AccessAnswer], urls: Sequence[str]) -> None:
         """`urls`: all of the task, which are asked for together; `ask` raises `GatewayFault`."""
-        self._ask = ask
+        self._access = Access(ask)
         self._urls = list(dict.fromkeys(urls))
         self._lock = threading.Lock()
         self._known: Dict[str, Login] = {}
 
-    def of(self, url: str, spot: FtpUrl, stop: Stop) -> FtpLogin:
-        """Who to be for a URL. Raises `StagingError`, `Stopped`."""
+    def of(self, url: str, spot: FtpUrl, stop: Stop, *, alone: bool = False) -> FtpLogin:
+        """Who to be for a URL. Raises `StagingError`, `Stopped`.
+
+        `alone`: where the attempt is over and the gateway says nothing any more, go by the URL itself.
+        """
         with self._lock:
             if url not in self._known:
-                start = self._urls.index(url) if url in self._urls else 0
-                batch = [url, *(other for other in self._urls[start:] if other != url and other not in self._known)]
-                for login in self._answers(batch[:_MOST], stop):
-                    # A fault that passes is asked about again the next time.
-                    if login.url == url or login.fault is None:
-                        self._known[login.url] = login
-            found = self._known[url]
-            if found.fault is not None:
-                del self._known[url]
-                raise StagingError(found.fault.sentence, transient=found.fault.kind == "passing")
-        return _login(found, spot)
+                try:
+                    self._learn(url, stop)
+                except Gone as exc:
+                    if alone:
+                        return _login(Login(url), spot)
+                    raise StagingError(
+                        "the gateway does not tell this attempt any more what to log in with: %s" % exc, transient=True
+                    ) from None
+            return _login(self._known[url], spot)
 
     def forget(self, url: str) -> None:
         """Ask again the next time: the server did not take what was known, and a password may have rotated."""
         with self._lock:
             self._known.pop(url, None)
 
-    def _answers(self, urls: List[str], stop: Stop) -> List[Login]:
+    def _learn(self, url: str, stop: Stop) -> None:
+        """Ask about a URL, and about others that come next in the same question. Raises `Gone` too."""
+        start = self._urls.index(url) if url in self._urls else 0
+        batch = [url, *(other for other in self._urls[start:] if other != url and other not in self._known)][:_MOST]
         backoff = Backoff()
         for last in [False] * (_TRIES - 1) + [True]:
-            stop.check()
-            try:
-                answer = self._ask(AccessRequest(login=urls))
-                if [login.url for login in answer.logins] == urls:
-                    return answer.logins
-                why: object = "it answered another question"
-            except (Gone, Unauthorized) as exc:
-                raise StagingError(
-                    "the gateway does not tell this attempt any more what to log in with: %s" % exc, transient=True
-                ) from None
-            except GatewayFault as exc:
-                why = exc
+            logins = self._access.answer(AccessRequest(login=batch), stop).logins
+            why = "%s: the gateway did not tell what to log in with (it answered another question)." % redact(url)
+            if [login.url for login in logins] == batch:
+                # A fault of another one is asked about when its turn comes.
+                self._known.update((login.url, login) for login in logins if login.fault is None)
+                fault = logins[0].fault
+                if fault is None:
+                    return
+                why = fault.sentence
+                if fault.kind != "passing":
+                    raise StagingError(why)
             if not last:
                 stop.wait(backoff.next())
-        raise StagingError(
-            "%s: the gateway did not tell what to log in with (%s)." % (redact(urls[0]), why), transient=True
-        )
+        raise StagingError(why, transient=True)
 
 
 def _login(found: Login, spot: FtpUrl) -> FtpLogin:

@@ -21,7 +21,7 @@ __all__ = ["FtpServers"]
 _IDLE = 30.0
 """Seconds for which a session is kept that nobody uses."""
 _MEMORY = 60.0
-"""Seconds for which a server's "too many" counts."""
+"""Seconds for which a server's "too many" counts, and for which a server is known that nobody uses."""
 
 
 @dataclass
@@ -34,7 +34,10 @@ class _Idle:
 @dataclass
 class _Server:
     habits: Habits = field(default_factory=Habits)
-    trust: Trust = field(default_factory=Trust)
+    users: int = 0
+    """Threads that hold a session or wait for one."""
+    used: float = field(default_factory=time.monotonic)
+    """When the last of them was done."""
     opened: int = 0
     """Sessions that are open or being opened, idle ones too."""
     idle: List[_Idle] = field(default_factory=list)
@@ -49,6 +52,7 @@ class FtpServers:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._servers: Dict[Tuple[str, int, bool], _Server] = {}
+        self._trust = Trust()
 
     @contextmanager
     def session(
@@ -68,8 +72,27 @@ class FtpServers:
         key = (spot.host, spot.port, spot.implicit)
         with self._changed:
             server = self._servers.setdefault(key, _Server())
-        kept = self._kept(server, login, id(owner), stop)
-        held = kept
+            server.users += 1
+        try:
+            with self._held(server, spot, login, owner, policy, settings, stop) as session:
+                yield session
+        finally:
+            with self._changed:
+                server.users -= 1
+                server.used = time.monotonic()
+
+    @contextmanager
+    def _held(
+        self,
+        server: _Server,
+        spot: FtpUrl,
+        login: FtpLogin,
+        owner: object,
+        policy: AddressPolicy,
+        settings: FtpSettings,
+        stop: Stop,
+    ) -> Iterator[FtpSession]:
+        held = self._kept(server, login, id(owner), stop)
         try:
             if held is None:
                 try:
@@ -79,7 +102,7 @@ class FtpServers:
                         policy=policy,
                         settings=settings,
                         habits=server.habits,
-                        trust=server.trust,
+                        trust=self._trust,
                         stop=stop,
                     )
                 except ftplib.Error as error:
@@ -131,11 +154,14 @@ class FtpServers:
             self._changed.notify_all()
 
     def _reap(self, now: float, gone: List[FtpSession]) -> None:
-        for server in self._servers.values():
+        for key, server in list(self._servers.items()):
             for one in [one for one in server.idle if now - one.since > _IDLE]:
                 server.idle.remove(one)
                 server.opened -= 1
                 gone.append(one.session)
+            # A task chooses the names: without this an agent would know ever more servers.
+            if not server.users and not server.opened and now - server.used > _MEMORY:
+                del self._servers[key]
 
     def _give_back(self, server: _Server, session: Optional[FtpSession], owner: int) -> None:
         keep = session is not None and not session.broken

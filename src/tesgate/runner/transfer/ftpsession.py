@@ -11,6 +11,9 @@ import ftplib
 import re
 import socket
 import ssl
+import threading
+import time
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any, Dict, Optional, Tuple
 
@@ -27,6 +30,9 @@ _UNKNOWN = (500, 501, 502, 503, 504)
 """Answers that mean: this command is not served (so)."""
 _MOST_LINES = 1000
 """Of one reply."""
+_MOST_CONTEXTS = 16
+_TLS_MEMORY = 60.0
+"""Seconds for which a server's TLS counts as broken, or a first failure of it as the last one."""
 _KEEP_ALIVE = (("TCP_KEEPIDLE", 45), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 8))
 
 
@@ -47,34 +53,59 @@ class FtpSettings:
 
 @dataclass
 class Habits:
-    """What was learned about a server, for all later sessions of this agent."""
+    """What was learned about a server, for later sessions of this agent."""
 
     epsv: bool = True
-    tls: bool = True
-    """Its TLS works, where it is only taken because it is offered."""
+    tls_failed: Optional[float] = None
+    """When its TLS failed last, and has not worked since."""
+    plain_until: float = 0.0
+    """Its TLS does not work: where it is only taken because it is offered, it is not tried before this moment."""
+
+    def tls_works(self) -> None:
+        """Forget what failed before."""
+        self.tls_failed = None
+
+    def tls_fails(self, begun: float) -> None:
+        """Note a failure of a session that began at `begun`; one alone is no more than a connection that was cut."""
+        now = time.monotonic()
+        before, self.tls_failed = self.tls_failed, now
+        # What was cut together with the first proves nothing.
+        if before is not None and before < begun and now - before < _TLS_MEMORY:
+            self.plain_until = now + _TLS_MEMORY
 
 
 class Trust:
-    """TLS contexts: making one reads the system's certificates."""
+    """TLS contexts of one agent: making one reads the system's certificates. Safe in many threads.
+
+    One takes nearly a MiB: those that were used last are kept.
+    """
 
     def __init__(self) -> None:
-        self._made: Dict[Tuple[bool, Optional[str]], ssl.SSLContext] = {}
+        self._lock = threading.Lock()
+        self._made: OrderedDict[Tuple[bool, Optional[str]], ssl.SSLContext] = OrderedDict()
 
     def context(self, login: FtpLogin) -> ssl.SSLContext:
         """Raises `FtpRefused` where the gateway's certificates are none."""
         key = (login.tls == "required", login.ca if login.tls == "required" else None)
-        if key not in self._made:
-            if key[0]:
-                try:
-                    made = ssl.create_default_context(cadata=key[1])
-                except (ssl.SSLError, ValueError):
-                    raise FtpRefused("the ca_file of its credential holds no certificates; correct it") from None
-            else:
-                made = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-                made.check_hostname = False
-                made.verify_mode = ssl.CERT_NONE
-            self._made[key] = made
-        return self._made[key]
+        with self._lock:
+            if key not in self._made:
+                self._made[key] = self._make(*key)
+                while len(self._made) > _MOST_CONTEXTS:
+                    self._made.popitem(last=False)
+            self._made.move_to_end(key)
+            return self._made[key]
+
+    @staticmethod
+    def _make(verified: bool, ca: Optional[str]) -> ssl.SSLContext:
+        if verified:
+            try:
+                return ssl.create_default_context(cadata=ca)
+            except (ssl.SSLError, ValueError):
+                raise FtpRefused("the ca_file of its credential holds no certificates; correct it") from None
+        made = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        made.check_hostname = False
+        made.verify_mode = ssl.CERT_NONE
+        return made
 
 
 class FtpSession(ftplib.FTP):
@@ -119,6 +150,7 @@ class FtpSession(ftplib.FTP):
         self.broken = False
 
     def _begin(self, spot: FtpUrl, login: FtpLogin, policy: AddressPolicy, trust: Trust) -> None:
+        self._begun = time.monotonic()
         self.sock = sock = connect_any(
             spot.host,
             spot.port,
@@ -141,7 +173,8 @@ class FtpSession(ftplib.FTP):
         else:
             self._listen()
         self.getresp()
-        if context is not None and not spot.implicit and (login.tls == "required" or self.habits.tls):
+        wanted = login.tls == "required" or self._begun >= self.habits.plain_until
+        if context is not None and not spot.implicit and wanted:
             self._upgrade(context, login)
         self._log_in(login)
         if self.context is not None:
@@ -173,10 +206,12 @@ class FtpSession(ftplib.FTP):
         try:
             self._protect(context)
         except (ssl.SSLError, ConnectionError) as error:
+            self.stop.check()  # a stop cuts it too
             if login.tls != "required":
-                self.habits.tls = False
+                self.habits.tls_fails(self._begun)
                 raise FtpPassing("the server's TLS does not work") from error
             raise
+        self.habits.tls_works()
 
     def _log_in(self, login: FtpLogin) -> None:
         answer = self.sendcmd("USER " + login.user)
@@ -251,6 +286,20 @@ class FtpSession(ftplib.FTP):
             raise
         return int(found.group(1)) if found else None
 
+    def changed(self, path: str) -> Optional[str]:
+        """Return when a file was changed last, as the server writes it (RFC 3659); None where it does not tell."""
+        if "MDTM" in self.features:
+            command, form = "MDTM ", r"213[ ]+([0-9.]+)\s*$"
+        elif "MLST" in self.features:
+            command, form = "MLST ", r"(?is)250-.*?[ ;]modify=([0-9.]+);"
+        else:
+            return None
+        try:
+            found = re.match(form, self.sendcmd(command + path))
+        except ftplib.error_perm:
+            return None
+        return found.group(1) if found else None
+
     def enter(self, path: str) -> bool:
         """Make a directory the current one; False where there is none."""
         try:
@@ -292,6 +341,7 @@ class FtpSession(ftplib.FTP):
                 if self.broken:
                     raise
             except (EOFError, OSError):
+                self.stop.check()
                 self.habits.epsv = False  # some let it time out, or close the session
                 raise
             else:

@@ -6,6 +6,7 @@ directories are made when the outputs become visible, so that nothing is left be
 
 from __future__ import annotations
 
+import contextlib
 import ftplib
 import json
 import logging
@@ -54,6 +55,8 @@ class FtpItem(Item):
     """The directory that holds the temporary file, once it was found."""
     renaming: bool = False
     """The server was told to rename, and has not answered."""
+    aside: bool = False
+    """What was there before has been given `_aside`'s name."""
 
     @property
     def trace(self) -> Optional[str]:
@@ -290,18 +293,41 @@ class FtpSink:
         self._make_directories(session, item, _parent(target), covered)
         covered()
         try:
-            if _renamed(session, item, source, target):
-                return
-        except ftplib.error_perm as error:
+            _renamed(session, item, source, target, covered)
+        except _NotTaken as error:
             if session.enter(target):
                 raise FtpRefused("a directory is there, where a file is to be; remove it or change the url") from error
-            if not is_there(session, target):
-                raise
-            # Some servers do not rename over a file. For a moment, then, there is none.
-            covered()
-            session.voidcmd("DELE " + target)
-            if not _renamed(session, item, source, target):
-                raise
+            if error.code not in (550, 553) or not is_there(session, target):
+                raise error.answer from None
+            self._replace(session, item, source, target, covered)
+        if item.aside:
+            # Also of an earlier try. That it stays does not undo what is visible.
+            with contextlib.suppress(ftplib.error_perm):
+                session.voidcmd("DELE " + _join(_parent(target), _aside(item.temporary)))
+            item.aside = False
+
+    def _replace(
+        self, session: FtpSession, item: FtpItem, source: str, target: str, covered: Callable[[], None]
+    ) -> None:
+        """Put what is there aside first: some servers do not rename over a file. For a moment, then, there is none."""
+        aside = _join(_parent(target), _aside(item.temporary))
+        covered()
+        session.sendcmd("RNFR " + target)
+        covered()
+        item.aside = True
+        try:
+            session.voidcmd("RNTO " + aside)
+        except ftplib.error_perm:
+            item.aside = False
+            raise
+        try:
+            _renamed(session, item, source, target, covered)
+        except _NotTaken as error:
+            # The name itself is refused: what was there stays.
+            session.sendcmd("RNFR " + aside)
+            session.voidcmd("RNTO " + target)
+            item.aside = False
+            raise error.answer from None
 
     # -- what is left ------------------------------------------------------------------------------------------
 
@@ -329,7 +355,13 @@ class FtpSink:
             for spot, url, names in found.values():
                 try:
                     self._attempt.act(
-                        spot, url, "temporary files", partial(_remove, names=names), stop, tries=_DISCARD_TRIES
+                        spot,
+                        url,
+                        "temporary files",
+                        partial(_remove, names=names),
+                        stop,
+                        tries=_DISCARD_TRIES,
+                        alone=True,
                     )
                 except (StagingError, Stopped) as error:
                     _log.warning("temporary files of outputs may be left at %s: %s", spot.server, error)
@@ -342,37 +374,65 @@ class _Uncovered(Exception):
     """The lease does not cover the next step."""
 
 
+class _NotTaken(Exception):
+    """A temporary file is there, but not taken under its last name."""
+
+    def __init__(self, answer: ftplib.error_perm) -> None:
+        super().__init__(str(answer))
+        self.answer = answer
+        self.code = code_of(answer)
+
+
 def _remove(session: FtpSession, *, names: Dict[str, Set[str]]) -> None:
     """Remove names from the directories of their files and from all above: where they were put, it is not known."""
     wanted: Dict[str, Set[str]] = {}
+    asides: Dict[str, Dict[str, str]] = {}
     for path, some in names.items():
-        here = _parent(session.absolute(path))
+        target = session.absolute(path)
+        here = _parent(target)
+        asides.setdefault(here, {}).update((_aside(one), target.rpartition("/")[2]) for one in some)
         while True:
             wanted.setdefault(here, set()).update(some)
             if here == "/":
                 break
             here = _parent(here)
     for directory in sorted(wanted, key=len, reverse=True):
+        put_aside = asides.get(directory, {})
+        known = {*wanted[directory], *put_aside, *put_aside.values()}
         try:
-            entries = list_directory(session, directory)
+            found = {one.name for one in list_directory(session, directory) if one.name in known}
         except FtpRefused:
+            if session.broken:
+                raise
             continue
         except (ftplib.error_perm, ftplib.error_temp):
             if session.broken:
                 raise
             continue
-        for entry in entries:
-            if entry.name in wanted[directory]:
-                session.voidcmd("DELE " + _join(directory, entry.name))
+        for name in sorted(found & wanted[directory]):
+            session.voidcmd("DELE " + _join(directory, name))
+        for aside in sorted(found & set(put_aside)):
+            # What was there before gets its name again, if nothing else has it by now.
+            if put_aside[aside] in found:
+                session.voidcmd("DELE " + _join(directory, aside))
+            else:
+                session.sendcmd("RNFR " + _join(directory, aside))
+                session.voidcmd("RNTO " + _join(directory, put_aside[aside]))
+                found.add(put_aside[aside])
 
 
-def _renamed(session: FtpSession, item: FtpItem, source: str, target: str) -> bool:
-    """Rename; True also where an earlier try that was not answered did it."""
+def _aside(temporary: str) -> str:
+    """Name what was there before while another file takes its place; `is_temporary` knows the name."""
+    return ".tesgate-old" + temporary[len(".tesgate") :]
+
+
+def _renamed(session: FtpSession, item: FtpItem, source: str, target: str, covered: Callable[[], None]) -> None:
+    """Rename, if an earlier try that was not answered has not done it. Raises `_NotTaken` where RNTO is refused."""
     try:
         answer = session.sendcmd("RNFR " + source)
     except ftplib.error_perm:
         if item.renaming and _size_or_none(session, source) is None and _size_or_none(session, target) == item.size:
-            return True
+            return
         if _can_tell(session) and not is_there(session, source):
             raise StagingError(
                 "output %s: its temporary file on the server was removed by somebody before it was published."
@@ -382,13 +442,17 @@ def _renamed(session: FtpSession, item: FtpItem, source: str, target: str) -> bo
         raise
     if answer[:1] != "3":
         raise ftplib.error_reply(answer)
+    # The server may have taken its time.
+    covered()
     item.renaming = True
     try:
         session.voidcmd("RNTO " + target)
-    except (ftplib.error_perm, ftplib.error_temp):
+    except ftplib.error_perm as error:
+        item.renaming = False
+        raise _NotTaken(error) from error
+    except ftplib.error_temp:
         item.renaming = False
         raise
-    return True
 
 
 def _can_tell(session: FtpSession) -> bool:

@@ -16,7 +16,7 @@ from .ftpdata import Progress, receive
 from .ftpfaults import FtpPassing, FtpRefused, code_of
 from .ftplist import Listed
 from .ftpsession import FtpSession
-from .ftptree import list_directory, look_up, size_of
+from .ftptree import MAX_ENTRIES, list_directory, look_up, size_of
 from .ftpurl import FtpUrl, is_line, read_url
 from .paths import is_temporary
 from .scratch import Scratch
@@ -28,8 +28,9 @@ __all__ = ["FtpSource"]
 MAX_DEPTH = 100
 MAX_LINKS = 8
 """Links to directories on one path."""
-MAX_ENTRIES = 2_000_000
 MOST_NOTES = 20
+SMALL = 1 << 20
+"""Bytes of a file that is fetched anew rather than gone on with, which spares a question about each."""
 MOST, MOST_BYTES = 32, 4 << 20
 """What one call brings at a time."""
 
@@ -107,7 +108,9 @@ class FtpSource:
         tree.directories.append(place)
 
         def read(session: FtpSession) -> List[Tuple[Listed, str]]:
-            entries = list_directory(session, path)
+            room = max(0, MAX_ENTRIES - len(tree.files) - len(tree.directories))
+            # All of them, before any of them is asked about.
+            entries = list(list_directory(session, path, most=room))
             return [(_behind(session, path, one), _real(session, path, one)) for one in entries]
 
         found = self._attempt.act(spot, url, "input %s could not be listed" % shown, read, stop)
@@ -168,6 +171,9 @@ class FtpSource:
             nonlocal furthest
             if progress.begun:
                 _look_again(session, file.path, target, progress)
+            if not progress.offset:
+                large = progress.total is None or progress.total > SMALL
+                progress.stamp = session.changed(file.path) if large else None
             progress.begun = True
             try:
                 receive(session, file.path, target, progress, shown)
@@ -202,9 +208,14 @@ def _restart(target: int, progress: Progress) -> None:
 
 
 def _look_again(session: FtpSession, path: str, target: int, progress: Progress) -> None:
-    """Before going on: where the file has another size now, it is another file."""
+    """Before going on: where the file has another size or time now, it is another file.
+
+    A server that tells no times is believed by the size; a small file was not asked about, and begins anew.
+    """
     total = size_of(session, path)
-    if total is None or total != progress.total or progress.offset > total:
+    small = total is not None and total <= SMALL
+    other = progress.offset > 0 and (small or session.changed(path) != progress.stamp)
+    if total is None or total != progress.total or progress.offset > total or other:
         _restart(target, progress)
     progress.total = total
 

@@ -3,25 +3,44 @@
 from __future__ import annotations
 
 import ftplib
-from typing import Iterator, List, Optional
+from typing import Iterator, Optional
 
 from .ftpdata import list_lines
 from .ftpfaults import FtpRefused, code_of
 from .ftplist import Listed, read_list, read_mlsd
 from .ftpsession import FtpSession
 
-__all__ = ["is_there", "list_directory", "look_up", "size_of"]
+__all__ = ["MAX_ENTRIES", "is_there", "list_directory", "look_up", "size_of"]
 
 
-def list_directory(session: FtpSession, path: str) -> List[Listed]:
-    """List a directory whose path is absolute, without its own entries. Raises `FtpRefused` where it is none."""
+MAX_ENTRIES = 2_000_000
+"""A listing may have no end."""
+
+
+def list_directory(session: FtpSession, path: str, *, most: Optional[int] = None) -> Iterator[Listed]:
+    """List a directory whose path is absolute, without its own entries.
+
+    It must be read to its end before the session is used again. Raises `FtpRefused` where it is no directory, or holds
+    more than `most` entries.
+    """
     # Listed from within: as an argument of LIST a name may be taken for options or a pattern.
     if not session.enter(path):
         raise FtpRefused("there is no such directory, or this user may not see it")
-    return [one for one in _entries(session) if one.kind != "self"]
+    for one in _entries(session, most):
+        if one.kind != "self":
+            yield one
 
 
-def _entries(session: FtpSession) -> Iterator[Listed]:
+def _entries(session: FtpSession, most: Optional[int] = None) -> Iterator[Listed]:
+    limit = MAX_ENTRIES if most is None else most
+    for count, one in enumerate(_unlimited(session)):
+        # Those of the directory itself come on top.
+        if count >= limit + 2:
+            raise FtpRefused("the directory holds more than %d entries; pack it" % MAX_ENTRIES)
+        yield one
+
+
+def _unlimited(session: FtpSession) -> Iterator[Listed]:
     if "MLST" in session.features or "MLSD" in session.features:
         try:
             yield from read_mlsd(list_lines(session, "MLSD"))
@@ -32,13 +51,16 @@ def _entries(session: FtpSession) -> Iterator[Listed]:
             session.features.pop("MLST", None)
             session.features.pop("MLSD", None)
     # Without -a many servers leave out what begins with a dot; others take it for a name and list nothing.
+    any_there = False
     try:
-        found = list(read_list(list_lines(session, "LIST -a")))
+        for one in read_list(list_lines(session, "LIST -a")):
+            any_there = True
+            yield one
     except (ftplib.error_perm, ftplib.error_temp):
-        if session.broken:
+        if session.broken or any_there:
             raise
-        found = []
-    yield from found if found else read_list(list_lines(session, "LIST"))
+    if not any_there:
+        yield from read_list(list_lines(session, "LIST"))
 
 
 def size_of(session: FtpSession, path: str) -> Optional[int]:
@@ -52,8 +74,8 @@ def size_of(session: FtpSession, path: str) -> Optional[int]:
     parent, _, name = path.rpartition("/")
     for one in list_directory(session, parent or "/"):
         if one.name == name and one.kind == "file":
-            return one.size
-    return None
+            size = one.size
+    return size
 
 
 def is_there(session: FtpSession, path: str) -> bool:
@@ -85,6 +107,8 @@ def look_up(session: FtpSession, path: str, *, directory: bool) -> Optional[List
     parent = path.rpartition("/")[0]
     if not session.enter(parent or "/"):
         return None
-    known = {one.name: one for one in _entries(session)}
-    found = known.get(name)
+    found: Optional[Listed] = None
+    for one in _entries(session):
+        if one.name == name:
+            found = one
     return Listed(name, "file", found.size) if found is not None and found.kind != "directory" else found

@@ -170,7 +170,7 @@ class Access:
         open_ones = list(range(len(questions)))
         pause, tries = _FIRST_PAUSE, 0
         while open_ones:
-            answers = read(self._answer(make([questions[index] for index in open_ones]), stop))
+            answers = read(self.answer(make([questions[index] for index in open_ones]), stop))
             tries += 1
             if len(answers) != len(open_ones):
                 passing = Fault("the gateway did not answer what it was asked", "passing")
@@ -188,8 +188,8 @@ class Access:
                 pause = min(pause * 2, _MOST_PAUSE)
         return [each for each in results if each is not None]
 
-    def _answer(self, request: AccessRequest, stop: Stop) -> AccessAnswer:
-        """Ask until there is an answer, however long the gateway is away."""
+    def answer(self, request: AccessRequest, stop: Stop) -> AccessAnswer:
+        """Ask until there is an answer, however long the gateway is away. Raises `Gone`, `StagingError`, `Stopped`."""
         backoff = Backoff()
         refusals = faults = 0
         while True:
