@@ -48,9 +48,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish(session: pytest.Session) -> None:
     """See that pytest-xdist has read the groups: without them, two processes would stop each other's services."""
     config = session.config
-    if hasattr(config, "workerinput") and config.getvalue("loadgroup") and session.items:
-        if "@" not in session.items[0].nodeid:
-            raise pytest.UsageError("this pytest-xdist does not keep groups of tests together with this pytest")
+    grouped = hasattr(config, "workerinput") and config.getvalue("loadgroup")
+    if grouped and session.items and "@" not in session.items[0].nodeid:
+        raise pytest.UsageError("this pytest-xdist does not keep groups of tests together with this pytest")
 
 
 def _values(item: pytest.Item) -> set[str]:
