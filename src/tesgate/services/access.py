@@ -57,6 +57,8 @@ MOST = 1000
 """Questions of one kind in one message."""
 MARGIN = 3.0
 """Seconds by which a presigned PUT ends before the publish lease that it is made under: clocks may differ by two."""
+BEGINNING = 0.75
+"""Share of the deadline that the beginning of an upload may take; with less left none is begun."""
 KNOWN = 512
 """Tasks whose URLs are remembered."""
 
@@ -316,25 +318,32 @@ class AccessService:
             return Upload(upload.url, row.id, row.size, row.part_size, row.algorithm)
         if asker.attempt.stop:
             raise UrlRefused("is not stored any more: the task is being cancelled")
-        begun = await objects.begin(store, at, size=upload.size)
-        row = UploadRow(
-            id=begun.id,
-            endpoint=store.name,
-            bucket=at.bucket,
-            key=at.key,
-            task_id=asker.task_id,
-            number=asker.number,
-            size=upload.size,
-            part_size=begun.part_size,
-            algorithm=begun.algorithm,
-        )
-        noted = False
-        try:
-            noted = await self._uploads.insert(row)
-        finally:
-            if not noted:
-                with anyio.CancelScope(shield=True), anyio.move_on_after(10):
-                    await objects.abort(store, at, begun.id)
+        # Whoever stops waiting between the store's beginning and the row leaves an upload that nobody knows.
+        span = self._deadline * BEGINNING
+        if asker.began + self._deadline - time.monotonic() < span:
+            raise _Refused(Fault(f"{_shown(upload.url)} is begun with the next question.", "passing"))
+        with anyio.move_on_after(span, shield=True) as scope:
+            begun = await objects.begin(store, at, size=upload.size)
+            row = UploadRow(
+                id=begun.id,
+                endpoint=store.name,
+                bucket=at.bucket,
+                key=at.key,
+                task_id=asker.task_id,
+                number=asker.number,
+                size=upload.size,
+                part_size=begun.part_size,
+                algorithm=begun.algorithm,
+            )
+            noted = False
+            try:
+                noted = await self._uploads.insert(row)
+            finally:
+                if not noted:
+                    with anyio.CancelScope(shield=True), anyio.move_on_after(10):
+                        await objects.abort(store, at, begun.id)
+        if scope.cancelled_caught:
+            raise StoreFault("503", f"endpoint {store.name} does not answer")
         if not noted:
             raise Gone(f"attempt {asker.number} of task {asker.task_id} is over")
         return Upload(upload.url, row.id, row.size, row.part_size, row.algorithm)
