@@ -9,7 +9,7 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3.14 pyth
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo "$$python"; break; }; done)
 PYTEST ?= $(PY) -m pytest
 # Test processes of `make test`; most tests wait for something. Modules stay together, and so do all Docker tests.
-PROCESSES ?= 2
+PROCESSES ?= 3
 ARGS ?=
 ROUNDS ?= 1
 SEED ?=

@@ -28,7 +28,7 @@ _numbers = itertools.count(1)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what needs a bed, so that ``make check`` can leave it out, and what must run in one process.
 
-    With several processes (``-n 2``) a module's tests stay together, since they share gateways, and so do all that need
+    With several processes (``-n 3``) a module's tests stay together, since they share gateways, and so do all that need
     the Docker engine: one process starts and stops it.
     """
     for item in items:
@@ -46,7 +46,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """See that pytest-xdist has read the groups: without them, two processes would stop each other's services."""
+    """See that pytest-xdist has read the groups: without them, processes would stop each other's services."""
     config = session.config
     grouped = hasattr(config, "workerinput") and config.getvalue("loadgroup")
     if grouped and session.items and "@" not in session.items[0].nodeid:
