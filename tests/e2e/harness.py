@@ -25,7 +25,7 @@ from tesgate.store.embedded_postmaster import Postmaster
 from tests.beds.docker import USUAL_SOCKET
 from tests.beds.images import BUSYBOX, engine_call
 
-__all__ = ["ENDED", "Gateway", "gateway_of", "sh", "wait_for"]
+__all__ = ["ENDED", "Gateway", "contents_below", "gateway_of", "sh", "wait_for"]
 
 T = TypeVar("T")
 
@@ -42,6 +42,16 @@ SETTINGS = {
     "RETRIES__BACKOFF_FIRST": "0.2",
     "TELEMETRY__LOG_FORMAT": "json",
 }
+
+
+def contents_below(*places: Path) -> Iterator[tuple[Path, bytes]]:
+    """Every regular file below some directories with what it holds; one that is removed meanwhile is left out."""
+    for place in places:
+        for directory, _, names in os.walk(place):
+            for path in (Path(directory, name) for name in names):
+                with contextlib.suppress(FileNotFoundError):
+                    if path.is_file() and not path.is_symlink():
+                        yield path, path.read_bytes()
 
 
 def wait_for(what: str, ask: Callable[[], T], seconds: float = 30.0, pause: float = 0.05) -> T:

@@ -6,6 +6,7 @@ import os
 import select
 import shutil
 import subprocess
+import time
 from typing import AsyncIterator, Callable, Dict, List, Optional, Tuple, TypeVar
 
 import anyio
@@ -208,6 +209,12 @@ class BubblewrapRuntime:
         if disable_userns and _trial(program, True):
             disable_userns = False
         said = _trial(program, disable_userns)
+        for _ in range(4):
+            if not said:
+                break
+            # The trial has all of the host's mounts, and an engine beside us takes some away while they are bound.
+            time.sleep(0.25)
+            said = _trial(program, disable_userns)
         if said:
             raise RuntimeUnavailable("bubblewrap cannot make a sandbox here (%s): %s." % (said, _advice(said)))
         cgroups = Cgroups(parent=self._cgroup_parent)
