@@ -38,6 +38,7 @@ from tesgate.runner.gateway import GatewayClient
 from tesgate.runner.plan import Input, Mount, Output, Plan, UrlPolicy
 from tesgate.runner.report import ExecutorReport, Report, Snapshot
 from tesgate.runner.storages import storages_of
+from tesgate.runner.transfer.ftp import FtpServers
 from tesgate.runner.transfer.stage import Stager
 from tests.beds import cache_directory, s3
 from tests.e2e.harness import Gateway
@@ -124,7 +125,7 @@ class Bench:
             (self.attempt / part).mkdir(parents=True)
 
     def stager(self) -> Stager:
-        return Stager(roots=[], policy=UrlPolicy(), storages=storages_of(self.plan, self.client))
+        return Stager(roots=[], policy=UrlPolicy(), storages=storages_of(self.plan, self.client, ftp=FtpServers()))
 
     def down(self, prefix: str) -> None:
         item = Input("/x", "ro/x", url=f"s3://{BUCKET}/in/{prefix}", type="DIRECTORY")
