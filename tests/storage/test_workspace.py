@@ -13,7 +13,8 @@ import anyio
 import pytest
 import pytest_asyncio
 
-from tesgate.errors import NotFound, Unavailable
+from tesgate.app.workspace import claim_workspace, keeps_logs
+from tesgate.errors import ConfigError, NotFound, Unavailable
 from tesgate.model.ids import TaskIds
 from tesgate.storage.s3 import workspace as module
 from tesgate.storage.s3.store import ObjectStore
@@ -168,6 +169,32 @@ async def test_retention(world: World) -> None:
 
 
 # -- objects alone ---------------------------------------------------------------------------------------------
+
+
+async def test_a_place_belongs_to_one_deployment(objects: World) -> None:
+    """Whoever else is given it learns whose it is, and writes nothing over it."""
+    first, second = objects.another(), objects.another()
+    async with anyio.create_task_group() as group:
+        for _ in range(4):
+            group.start_soon(objects.another().claim, "deploym1")
+    assert await first.claim("deploym1") == "deploym1"
+    assert await second.claim("deploym2") == "deploym1"
+    assert await objects.keys() == ["some/prefix/deployment"]
+    with pytest.raises(ConfigError, match="belongs to the deployment deploym1, and this one is deploym2"):
+        await claim_workspace(second, "deploym2")
+    await claim_workspace(first, "deploym1")
+
+    held: list[int] = []
+
+    async def hold() -> bool:
+        held.append(1)
+        return True
+
+    theirs, ours = keeps_logs(second, "deploym2", hold), keeps_logs(first, "deploym1", hold)
+    assert theirs is not None and ours is not None
+    assert not await theirs() and held == []
+    assert await ours() and held == [1]
+    assert await first.tasks(after="", limit=10) == []
 
 
 async def test_a_log_that_drips_is_few_objects(objects: World, monkeypatch: pytest.MonkeyPatch) -> None:

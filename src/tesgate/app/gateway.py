@@ -12,7 +12,7 @@ import anyio
 from tesgate.app.database import Opened, open_database
 from tesgate.app.gates import AgentGate
 from tesgate.app.places import DataDir
-from tesgate.app.workspace import open_workspace, workspace_place
+from tesgate.app.workspace import claim_workspace, keeps_logs, open_workspace, workspace_place
 from tesgate.auth.attempt_tokens import AttemptTokens
 from tesgate.auth.authenticator import Authenticator
 from tesgate.auth.tokens import TokensFile, hash_token, make_token
@@ -169,6 +169,7 @@ class Gateway:
                 )
             gateway = cls(settings=settings, place=place, opened=opened, holder=holder)
             try:
+                await claim_workspace(gateway.workspace, gateway.deployment)
                 yield gateway
             finally:
                 await gateway._endpoints.close()
@@ -279,13 +280,15 @@ class Gateway:
         supervisor.add("loop-lag", observer.watch_lag)
         days = settings.retention.log_days
         interval = timedelta(seconds=control.janitor_interval)
+
+        async def hold() -> bool:
+            return await self._replicas.hold_singleton(self.holder, LogKeeper.NAME, interval * 3)
+
         log_keeper = LogKeeper(
             tasks=self._task_store,
             logs=self.workspace,
             keep=None if days is None else timedelta(days=days),
-            is_ours=None
-            if settings.workspace is None
-            else lambda: self._replicas.hold_singleton(self.holder, LogKeeper.NAME, interval * 3),
+            is_ours=keeps_logs(self.workspace, self.deployment, hold),
         )
         supervisor.add(
             "log-keeper",

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
+import structlog
+
 from tesgate.app.places import DataDir
 from tesgate.config import S3Endpoint, Settings
-from tesgate.errors import ConfigError
+from tesgate.errors import ConfigError, Unavailable
 from tesgate.storage.s3.store import ObjectStore
 from tesgate.storage.s3.urls import Location, UrlRefused, covers, may_meet, parse
 from tesgate.storage.s3.workspace import ObjectWorkspace
 from tesgate.storage.workspace import FileWorkspace, Workspace
 
-__all__ = ["open_workspace", "workspace_place"]
+__all__ = ["claim_workspace", "keeps_logs", "open_workspace", "workspace_place"]
+
+log = structlog.get_logger(__name__)
 
 
 def workspace_place(settings: Settings) -> tuple[S3Endpoint, Location] | None:
@@ -56,3 +62,42 @@ def open_workspace(settings: Settings, place: DataDir) -> Workspace:
         return FileWorkspace(place.logs, max_bytes=most)
     endpoint, at = found
     return ObjectWorkspace(store=ObjectStore(endpoint), place=at, max_bytes=most)
+
+
+async def claim_workspace(workspace: Workspace, deployment: str) -> None:
+    """See that a workspace of objects is this deployment's. Raises `ConfigError` where it is another's.
+
+    A store that is away keeps nobody from starting: nothing is removed there before this is known (`keeps_logs`).
+    """
+    if not isinstance(workspace, ObjectWorkspace):
+        return
+    try:
+        owner = await workspace.claim(deployment)
+    except Unavailable as error:
+        log.warning("whose the workspace is could not be read", why=str(error))
+        return
+    if owner != deployment:
+        raise ConfigError(
+            f"workspace: it belongs to the deployment {owner}, and this one is {deployment}: each would remove the "
+            "other's logs; give this one a prefix of its own (or, if that deployment is gone for good, remove the "
+            "object `deployment` below the prefix)"
+        )
+
+
+def keeps_logs(
+    workspace: Workspace, deployment: str, hold: Callable[[], Awaitable[bool]]
+) -> Callable[[], Awaitable[bool]] | None:
+    """Whether a replica may remove logs in a round: None for files, which nobody shares.
+
+    `hold`: takes or keeps the part among this deployment's replicas.
+    """
+    if not isinstance(workspace, ObjectWorkspace):
+        return None
+
+    async def is_ours() -> bool:
+        if (owner := await workspace.claim(deployment)) != deployment:
+            log.error("the workspace belongs to another deployment; no log is removed", owner=owner)
+            return False
+        return await hold()
+
+    return is_ours

@@ -9,14 +9,13 @@ rested for `REST` is put together under its own name, ``<step>.<stream>``, as on
 
 from __future__ import annotations
 
-import re
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 import anyio
 import structlog
@@ -25,6 +24,7 @@ from botocore.exceptions import BotoCoreError
 
 from tesgate.errors import Unavailable
 from tesgate.model.ids import is_task_id
+from tesgate.storage.s3.pieces import Piece, piece_key, piece_of, way_through
 from tesgate.storage.s3.store import ObjectStore, StoreFault
 from tesgate.storage.s3.urls import Location
 from tesgate.storage.workspace import LogRange, OffsetGap, Stream, log_name, no_log
@@ -45,17 +45,14 @@ PART = 8 << 20
 SPAN = 20.0
 """Seconds that one write may take; the runner waits 30, and sends again."""
 AT_ONCE = 8
+TAKEN = frozenset(("PreconditionFailed", "ConditionalRequestConflict", "412", "409"))
+"""A condition was not met: somebody else was first."""
+UNKNOWN = frozenset(("NotImplemented", "501"))
+"""The store has no conditions."""
 SETTLED = 100_000
 """Tasks that are remembered to need no settling."""
 CHUNK = 1 << 20
 """Bytes of one request of a reader."""
-_NAME = re.compile(r"\.d/(\d{15})-(\d{15})")
-
-
-class _Piece(NamedTuple):
-    start: int
-    end: int
-    key: str
 
 
 @dataclass
@@ -78,11 +75,48 @@ class ObjectWorkspace:
         self._store = store
         self._bucket = place.bucket
         self._logs = place.prefix + "logs/"
+        self._owner = place.prefix + "deployment"
         self._max_bytes = max_bytes
         self._rest = rest
         self._ends: OrderedDict[str, _End] = OrderedDict()
         self._settled: OrderedDict[str, tuple[float, float]] = OrderedDict()
         """Until when a task is taken to need no settling, and how long that was. Others may write to it."""
+
+    async def claim(self, deployment: str) -> str:
+        """Take the place for a deployment, if it is nobody's yet; returns whose it is. Raises `Unavailable`.
+
+        Two deployments with one place would remove each other's logs: neither has rows for the other's tasks.
+        """
+        with _span():
+            async with self._translated():
+                owner = await self._claimed_by()
+                if owner is None:
+                    await self._put_new(self._owner, deployment.encode())
+                    # Where the store knows no conditions, whoever wrote last is read by both from then on.
+                    owner = await self._claimed_by()
+        if owner is None:
+            raise Unavailable("the gateway's workspace does not give back what was written to it")
+        return owner
+
+    async def _claimed_by(self) -> str | None:
+        try:
+            answer = await self._store.call("get_object", self._bucket, Key=self._owner)
+        except StoreFault as error:
+            if error.missing:
+                return None
+            raise
+        async with answer["Body"] as body:
+            return bytes(await body.read(256)).decode("utf-8", "replace").strip()
+
+    async def _put_new(self, key: str, body: bytes) -> None:
+        try:
+            await self._put(key, body, IfNoneMatch="*")
+        except StoreFault as error:
+            if error.code in TAKEN:
+                return
+            if error.code not in UNKNOWN:
+                raise
+            await self._put(key, body)
 
     # what runners write
 
@@ -113,16 +147,16 @@ class ObjectWorkspace:
             return end.size
         start, before = (end.size, b"") if end.tail is None else (end.start, end.tail)
         body = b"".join((before, new))
-        await self._put(_key(name, start, start + len(body)), body)
+        await self._put(piece_key(name, start, start + len(body)), body)
         if before:
-            await self._forget([_key(name, start, end.size)])
+            await self._forget([piece_key(name, start, end.size)])
         end.size, end.start = start + len(body), start
         end.tail = body if len(body) < SMALL else None
         return end.size
 
     async def _look(self, name: str, end: _End) -> None:
         """Read the end anew: another replica may have written to it, or it may have been removed."""
-        way = _way(await self._pieces(name))
+        way = way_through(await self._pieces(name))
         end.size, end.tail = (way[-1].end if way else 0), None
         if way and way[-1].key != name and way[-1].end - way[-1].start < SMALL:
             answer = await self._store.call("get_object", self._bucket, Key=way[-1].key)
@@ -142,11 +176,11 @@ class ObjectWorkspace:
                 pieces = await self._pieces(name)
         if not pieces:
             raise no_log(attempt, step, stream)
-        size = way[-1].end if (way := _way(pieces)) else 0
+        size = way[-1].end if (way := way_through(pieces)) else 0
         first, last, _ = slice(start, stop).indices(size)
         return _ObjectRange(self, name, size, first, max(0, last - first), way)
 
-    async def read(self, name: str, start: int, end: int, way: Sequence[_Piece]) -> AsyncIterator[bytes]:
+    async def read(self, name: str, start: int, end: int, way: Sequence[Piece]) -> AsyncIterator[bytes]:
         """The bytes, from pieces that may meanwhile be replaced. Raises `Unavailable`."""
         faults = 0
         while start < end:
@@ -169,9 +203,9 @@ class ObjectWorkspace:
                 raise Unavailable("the gateway's workspace cannot be read now; ask again")
             await anyio.sleep(0.1 * 2**faults)
             async with self._translated():
-                way = _way(await self._pieces(name))
+                way = way_through(await self._pieces(name))
 
-    async def _read(self, piece: _Piece, start: int, end: int) -> AsyncIterator[bytes]:
+    async def _read(self, piece: Piece, start: int, end: int) -> AsyncIterator[bytes]:
         while start < end:
             length = min(CHUNK, end - start)
             first = start - piece.start
@@ -266,7 +300,7 @@ class ObjectWorkspace:
     async def _put_together(self, name: str) -> None:
         """Write a log under its own name, and remove its pieces."""
         pieces = await self._pieces(name)
-        way = _way(pieces)
+        way = way_through(pieces)
         size = way[-1].end if way else 0
         whole = next((piece for piece in pieces if piece.key == name), None)
         if whole is None or whole.end < size:
@@ -279,18 +313,18 @@ class ObjectWorkspace:
                 try:
                     await self._write_whole(name, size, way, condition)
                 except StoreFault as error:
-                    if error.code not in ("NotImplemented", "501"):
+                    if error.code not in UNKNOWN:
                         raise
                     # A store without conditions: one replica at a time puts logs together, which has to do.
                     await self._write_whole(name, size, way, {})
             except StoreFault as error:
-                if error.code in ("PreconditionFailed", "ConditionalRequestConflict", "412", "409"):
+                if error.code in TAKEN:
                     return
                 raise
-            whole = _Piece(0, size, name)
+            whole = Piece(0, size, name)
         await self._forget([piece.key for piece in pieces if piece.key != name and piece.end <= whole.end])
 
-    async def _write_whole(self, name: str, size: int, way: Sequence[_Piece], condition: dict[str, Any]) -> None:
+    async def _write_whole(self, name: str, size: int, way: Sequence[Piece], condition: dict[str, Any]) -> None:
         if size <= PART:
             body = b"".join([chunk async for chunk in self.read(name, 0, size, way)])
             await self._put(name, body, **condition)
@@ -324,15 +358,9 @@ class ObjectWorkspace:
 
     # the store
 
-    async def _pieces(self, name: str) -> list[_Piece]:
-        pieces: list[_Piece] = []
-        async for item in self._list(name):
-            key = str(item["Key"])
-            if key == name:
-                pieces.append(_Piece(0, int(item["Size"]), key))
-            elif (found := _NAME.fullmatch(key[len(name) :])) and int(item["Size"]) == int(found[2]) - int(found[1]):
-                pieces.append(_Piece(int(found[1]), int(found[2]), key))
-        return pieces
+    async def _pieces(self, name: str) -> list[Piece]:
+        found = [piece_of(name, str(item["Key"]), int(item["Size"])) async for item in self._list(name)]
+        return [piece for piece in found if piece is not None]
 
     async def _list(self, prefix: str, *, pages: int | None = None) -> AsyncIterator[dict[str, Any]]:
         more: dict[str, str] = {}
@@ -390,7 +418,7 @@ class _ObjectRange:
     """See `LogRange`. Nothing is open until it is read."""
 
     def __init__(
-        self, workspace: ObjectWorkspace, name: str, size: int, start: int, length: int, way: Sequence[_Piece]
+        self, workspace: ObjectWorkspace, name: str, size: int, start: int, length: int, way: Sequence[Piece]
     ) -> None:
         self._workspace = workspace
         self._name = name
@@ -404,30 +432,6 @@ class _ObjectRange:
 
     def close(self) -> None:
         return
-
-
-def _key(name: str, start: int, end: int) -> str:
-    return f"{name}.d/{start:015d}-{end:015d}"
-
-
-def _way(pieces: Iterable[_Piece]) -> list[_Piece]:
-    """The pieces that lead furthest from the beginning without a hole; each begins at or before the end of the last."""
-    way: list[_Piece] = []
-    reached = 0
-    best: _Piece | None = None
-    for piece in sorted(pieces):
-        if piece.start > reached:
-            if best is None or best.end <= reached:
-                break
-            way.append(best)
-            reached, best = best.end, None
-            if piece.start > reached:
-                break
-        if best is None or piece.end > best.end:
-            best = piece
-    if best is not None and best.end > reached:
-        way.append(best)
-    return way
 
 
 def _span() -> Any:
