@@ -20,7 +20,7 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
-from tesgate.app.connection import LINGERING
+from tesgate.app.guests import LINGERING
 from tesgate.app.server import server_of
 from tesgate.app.tls import Certificate
 from tesgate.cli.failure import Failure

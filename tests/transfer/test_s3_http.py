@@ -16,8 +16,9 @@ from tesgate.runner.access import Found, Signed
 from tesgate.runner.transfer.connect import HttpSettings
 from tesgate.runner.transfer.faults import Stopped
 from tesgate.runner.transfer.s3access import presigned
-from tesgate.runner.transfer.s3http import Broken, Connections
+from tesgate.runner.transfer.s3http import Connections
 from tesgate.runner.transfer.s3object import REQUESTS, Fetcher, Remote, Renewer
+from tesgate.runner.transfer.s3wire import Broken
 from tesgate.runner.transfer.threads import Stop
 
 

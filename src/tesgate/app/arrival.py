@@ -13,7 +13,7 @@ import ssl
 from collections.abc import Callable
 from typing import Any
 
-from tesgate.app.connection import LINGERING, SILENCE, Bounds, Guest, make_room
+from tesgate.app.guests import LINGERING, SILENCE, Bounds, Guest, make_room
 
 __all__ = ["Arrival", "Door"]
 

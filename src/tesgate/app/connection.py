@@ -16,8 +16,7 @@ import re
 import socket
 import struct
 from collections import deque
-from collections.abc import Iterable, Sized
-from dataclasses import dataclass
+from collections.abc import Sized
 from http import HTTPStatus
 from typing import Any, NoReturn
 
@@ -28,8 +27,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from tesgate.api.errors import error_body
+from tesgate.app.guests import LINGERING, SILENCE, Bounds, Guest, make_room
 
-__all__ = ["LINGERING", "SILENCE", "Bounds", "Connection", "Guest", "make_room"]
+__all__ = ["Connection"]
 
 _MAX_HEAD = 64 << 10
 _MAX_HEADERS = 256
@@ -39,10 +39,6 @@ _MAX_AHEAD = 100
 """Requests that wait for the answer to the one before them."""
 _RATE = 1024
 """Bytes a second below which a client counts as standing still."""
-SILENCE = 1.0
-"""A client that has said nothing for so long makes room for others; what one says at once may lie unread yet."""
-LINGERING = 64
-"""Clients beyond the bound that are let go in good form; more of them at once may see a reset."""
 _LINGER = 2.0
 """So long a refused client may go on sending, so that it reads the refusal and not a reset."""
 
@@ -52,46 +48,6 @@ _ONCE = frozenset({b"host", b"authorization", b"content-type", b"content-encodin
 _FRAMING = (b"content-length", b"transfer-encoding")
 
 _HOST = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=%:\[\]-]*")
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """What clients may take up."""
-
-    connections: int
-    """All together."""
-    patience: float
-    """How long one may keep us waiting (seconds)."""
-
-    @property
-    def handshake(self) -> float:
-        """How long the handshake of TLS may take (seconds)."""
-        return self.patience / 3
-
-
-class Guest:
-    """What takes up one of the connections."""
-
-    since: float
-    """When it last came to be waited for."""
-
-    def is_idle(self) -> bool:
-        """Whether it may go where others need room."""
-        raise NotImplementedError
-
-    def let_go(self) -> None:
-        """Close it."""
-        raise NotImplementedError
-
-
-def make_room(guests: Iterable[object]) -> bool:
-    """Let go of the one that has been idle for longest; False where all are busy."""
-    idle = [guest for guest in guests if isinstance(guest, Guest) and guest.is_idle()]
-    if not idle:
-        return False
-    longest = min(idle, key=lambda guest: guest.since)
-    longest.let_go()
-    return True
 
 
 class _Part(enum.Enum):

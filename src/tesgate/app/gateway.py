@@ -12,6 +12,7 @@ import anyio
 from tesgate.app.database import Opened, open_database
 from tesgate.app.gates import AgentGate
 from tesgate.app.places import DataDir
+from tesgate.app.plans import Plans, url_policy_of
 from tesgate.app.workspace import claim_workspace, keeps_logs, open_workspace, workspace_place
 from tesgate.auth.attempt_tokens import AttemptTokens
 from tesgate.auth.authenticator import Authenticator
@@ -31,12 +32,9 @@ from tesgate.control.watchers import SilenceWatcher, watch_backend
 from tesgate.errors import Gone, Unavailable
 from tesgate.metrics import Metrics, Sample
 from tesgate.model.intake import IntakeRules
-from tesgate.model.planning import GB, Need, PlanSettings, build_plan, origin
 from tesgate.model.pools import PoolRule
 from tesgate.model.retries import Retries
-from tesgate.model.roots import KnownRoot
 from tesgate.model.wishes import BACKEND_PARAMETERS
-from tesgate.runner.plan import Keep, Plan, RunAs, UrlPolicy
 from tesgate.services.access import AccessService
 from tesgate.services.agents import Agents
 from tesgate.services.attempts import AttemptService, Policy
@@ -49,7 +47,7 @@ from tesgate.storage.drs.web import JsonWeb
 from tesgate.storage.s3.endpoints import Endpoints
 from tesgate.storage.workspace import Stream, Workspace
 from tesgate.store.agents import AgentStore
-from tesgate.store.attempts import Assigned, AttemptStore, Holder, Order
+from tesgate.store.attempts import Assigned, AttemptStore, Holder
 from tesgate.store.errors import StoreError
 from tesgate.store.listener import Listener, Notifier
 from tesgate.store.partitions import PartitionStore
@@ -69,10 +67,6 @@ AGENT_TICK = timedelta(seconds=5)
 
 SWEEP = timedelta(seconds=20)
 """Between two looks for uploads whose attempt is over."""
-
-
-OBJECTS = ("s3://", "gs://")
-"""Beginnings of URLs of object stores, which the gateway's endpoints serve."""
 
 
 class Gateway:
@@ -97,6 +91,8 @@ class Gateway:
             wakes=self.wakes,
             ended=lambda state: self.metrics.tasks_total.labels(state, "none").inc(),
         )
+        reserved = workspace_place(settings)
+        self._endpoints = Endpoints(settings.s3, reserved=None if reserved is None else reserved[1])
         self._attempts = AttemptStore(database=self._database)
         self._agents = AgentStore(database=self._database)
         self._replicas = ReplicaStore(database=self._database)
@@ -129,6 +125,12 @@ class Gateway:
         )
         self._grace = timedelta(seconds=control.cancel_grace)
         self._timing = Timing(metrics=self.metrics)
+        self._plans = Plans(
+            settings=settings,
+            deployment=opened.deployment,
+            mint=self._attempt_tokens.mint,
+            endpoints=self._endpoints,
+        )
         self.attempt_service = AttemptService(
             agents=self._agents,
             attempts=self._attempts,
@@ -140,21 +142,18 @@ class Gateway:
                 longest_poll=timedelta(seconds=min(20.0, control.agent_lost_after / 3)),
                 retries=self._retries,
             ),
-            plan_for=self._plan_for,
+            plan_for=self._plans,
             metrics=self.metrics,
             timing=self._timing,
         )
         self._uploads = UploadStore(database=self._database)
-        reserved = workspace_place(settings)
-        self._endpoints = Endpoints(settings.s3, reserved=None if reserved is None else reserved[1])
-        self._drs = Resolver(settings.drs, JsonWeb(_url_policy(settings)))
+        self._drs = Resolver(settings.drs, JsonWeb(url_policy_of(settings)))
         self.access_service = AccessService(
             uploads=self._uploads,
             endpoints=self._endpoints,
             logins=Credentials(settings.credentials),
             drs=DrsAnswers(self._drs),
         )
-        self._plan_settings = _plan_settings(settings, opened.deployment)
         self.agent_trouble: Callable[[], str] = lambda: ""
         self._trust = Trust(holder=holder, window=timedelta(seconds=control.trust_window))
 
@@ -206,28 +205,6 @@ class Gateway:
         except StoreError as error:
             return [str(error)]
         return [] if self._trust.holds() else ["This replica has not reached the database for a while."]
-
-    # plans
-
-    def _plan_for(self, start: Order) -> Plan:
-        if start.document is None:
-            raise ValueError("its document is not there")
-        plan = build_plan(
-            start.task_id,
-            start.number,
-            start.external_name,
-            start.document,
-            self._attempt_tokens.mint(start.task_id, start.number),
-            settings=self._plan_settings,
-        )
-        # Whoever runs the task says it before the first command, not after the last.
-        for put in plan.inputs:
-            if put.content is None and put.url is not None and put.url.startswith(OBJECTS):
-                put.refusal = self._endpoints.refusal(put.url, "read")
-        for out in plan.outputs:
-            if out.url.startswith(OBJECTS):
-                out.refusal = self._endpoints.refusal(out.url, "write")
-        return plan
 
     # the loops
 
@@ -317,6 +294,7 @@ class Gateway:
             self._timing.assigned(given)
             drivers.assigned(given)
 
+        roots = self._plans.settings.roots
         dispatcher = Dispatcher(
             tasks=self._task_store,
             attempts=self._attempts,
@@ -324,8 +302,8 @@ class Gateway:
             trust=self._trust,
             assigned=assigned,
             prefix=f"tg-{self.deployment}-",
-            known_roots=[(root.path, root.writable) for root in self._plan_settings.roots],
-            mount_roots=self._plan_settings.roots if any(root.mounted for root in self._plan_settings.roots) else (),
+            known_roots=[(root.path, root.writable) for root in roots],
+            mount_roots=roots if any(root.mounted for root in roots) else (),
             pool=settings.agent.pool,
             rules=self._pools,
             # Everybody is one user there: it is for a single caller.
@@ -424,41 +402,3 @@ class Gateway:
     async def leave(self) -> None:
         """Hand over: others adopt at once."""
         await self._replicas.leave(self.holder)
-
-
-def _url_policy(settings: Settings) -> UrlPolicy:
-    given = settings.url_policy
-    return UrlPolicy(allow_private=given.allow_private, allowed_hosts=list(given.allowed_hosts))
-
-
-def _plan_settings(settings: Settings, deployment: str) -> PlanSettings:
-    runtime = settings.runtime
-    run_as = RunAs(policy=runtime.run_as)
-    if runtime.run_as[0].isdigit():
-        users, _, gid = runtime.run_as.partition(":")
-        first, dash, last = users.partition("-")
-        run_as = RunAs(
-            policy="fixed", uid=int(first), gid=int(gid) if gid else None, last_uid=int(last) if dash else None
-        )
-    defaults = settings.defaults
-    return PlanSettings(
-        deployment=deployment,
-        defaults=Need(defaults.cpu_cores, round(defaults.ram_gb * GB), round(defaults.disk_gb * GB)),
-        pids=runtime.pids,
-        run_as=run_as,
-        url_policy=_url_policy(settings),
-        network=runtime.network,
-        pull_policy=runtime.pull_policy,
-        timeout=settings.timeouts.task,
-        executor_timeout=settings.timeouts.executor,
-        grace=settings.control.cancel_grace,
-        tail_bytes=settings.logs.tail_bytes,
-        log_bytes=settings.logs.max_bytes,
-        logins=frozenset(filter(None, (origin(credential.prefix) for credential in settings.credentials))),
-        roots=tuple(KnownRoot(str(root.path), root.writable, root.mode == "mount") for root in settings.file_roots),
-        home=runtime.home,
-        shm_bytes=None if runtime.shm_gb is None else round(runtime.shm_gb * GB),
-        labels=runtime.labels,
-        limits_off=tuple(runtime.limits_off),
-        keep=Keep(seconds=runtime.keep_seconds, failed_only=runtime.keep_which == "failed", most=runtime.keep_most),
-    )

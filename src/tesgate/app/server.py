@@ -13,7 +13,8 @@ from typing import Any
 import uvicorn
 
 from tesgate.app.arrival import Door
-from tesgate.app.connection import Bounds, Connection
+from tesgate.app.connection import Connection
+from tesgate.app.guests import Bounds
 from tesgate.config import ServerSettings
 
 __all__ = ["Server", "server_of"]

@@ -280,6 +280,26 @@ async def test_a_host_without_bubblewrap(tmp_path: Path) -> None:
         await runtime.probe()
 
 
+async def test_a_trial_that_fails_in_passing_does_not_weaken_steps(sandbox_house: House, tmp_path: Path) -> None:
+    """Mounts of the host go while they are bound, and user namespaces are used up: neither lasts."""
+    program = tmp_path / "bwrap"
+    program.write_text(
+        "#!/bin/sh\ncase $1 in --version|--help) exec /usr/bin/bwrap $1;; esac\n"
+        f"mkdir {tmp_path}/failed 2>/dev/null && echo 'bwrap: Unable to remount recursively' >&2 && exit 1\n"
+        'exec /usr/bin/bwrap "$@"\n'
+    )
+    program.chmod(0o755)
+    runtime = BubblewrapRuntime(state=str(tmp_path / "bubblewrap"), program=str(program))
+    facts = await runtime.probe()
+    assert (tmp_path / "failed").is_dir()
+    assert not [note for note in facts.notes if "user namespaces" in note]
+    spec = sandbox_house.spec("unshare -U true && echo made > /work/out || echo refused > /work/out")
+    await runtime.start(spec)
+    await sandbox_house.end(spec.name)
+    assert sandbox_house.out() == "refused\n"
+    await runtime.aclose()
+
+
 async def test_start_is_quick(sandbox_house: House) -> None:
     times = []
     for step in range(5):

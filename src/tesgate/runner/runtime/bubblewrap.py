@@ -16,7 +16,7 @@ from .archive import open_directory, parts_of
 from .base import Collect, ImageFacts, RuntimeFacts, RuntimeUnavailable, StepSpec, StepStatus
 from .cgroup import Cgroups
 from .processes import Process
-from .sandbox import SandboxSettings
+from .sandbox import SandboxSettings, system_paths
 from .steps import Steps
 
 __all__ = ["BubblewrapRuntime"]
@@ -27,6 +27,8 @@ _NEEDED = ("--args", "--as-pid-1", "--block-fd", "--json-status-fd", "--unshare-
 _LOOK = 0.25
 """Seconds between looks at processes on kernels without pidfds."""
 _THREADS = 16
+_TRIALS = (0.0, 0.25, 0.25, 0.25, 0.25)
+"""Seconds before each trial of what a sandbox can have here."""
 
 
 class BubblewrapRuntime:
@@ -205,16 +207,7 @@ class BubblewrapRuntime:
             raise RuntimeUnavailable(
                 "bubblewrap %s is too old (it lacks %s): install 0.4 or newer." % (version, ", ".join(missing))
             )
-        disable_userns = "--disable-userns" in options
-        if disable_userns and _trial(program, True):
-            disable_userns = False
-        said = _trial(program, disable_userns)
-        for _ in range(4):
-            if not said:
-                break
-            # The trial has all of the host's mounts, and an engine beside us takes some away while they are bound.
-            time.sleep(0.25)
-            said = _trial(program, disable_userns)
+        said, disable_userns = self._try(program, "--disable-userns" in options)
         if said:
             raise RuntimeUnavailable("bubblewrap cannot make a sandbox here (%s): %s." % (said, _advice(said)))
         cgroups = Cgroups(parent=self._cgroup_parent)
@@ -227,8 +220,25 @@ class BubblewrapRuntime:
                 cgroups=cgroups,
                 settings=self._settings,
             )
+        steps.disable_userns = disable_userns
         cgroups.sweep(steps.names())
         return self._facts(version, disable_userns, cgroups), steps
+
+    def _try(self, program: str, can_disable: bool) -> Tuple[str, bool]:
+        """What bwrap said when it made no sandbox, or an empty string, and whether it forbids user namespaces here.
+
+        Steps without that are worse kept apart, so one trial that failed for a passing reason (the host's mounts
+        change while they are bound, its namespaces are all taken) does not decide it.
+        """
+        said = ""
+        for pause in _TRIALS:
+            time.sleep(pause)
+            if can_disable and not _trial(program, self._settings, True):
+                return "", True
+            said = _trial(program, self._settings, False)
+            if not said and not can_disable:
+                break
+        return said, False
 
     def _facts(self, version: str, disable_userns: bool, cgroups: Cgroups) -> RuntimeFacts:
         notes = [
@@ -266,12 +276,16 @@ def _output(command: List[str]) -> str:
     return done.stdout.decode("utf-8", "replace").strip()
 
 
-def _trial(program: str, disable_userns: bool) -> str:
+def _trial(program: str, settings: SandboxSettings, disable_userns: bool) -> str:
     """Make a sandbox like those of steps; returns what bwrap said, or an empty string."""
     command = [program, "--unshare-user", "--unshare-pid", "--as-pid-1", "--unshare-ipc", "--unshare-uts"]
     command += ["--unshare-cgroup-try", "--unshare-net", "--new-session", "--cap-drop", "ALL"]
     command += ["--disable-userns"] if disable_userns else []
-    command += ["--ro-bind", "/", "/", "--proc", "/proc", "--dev", "/dev", "--", os.path.realpath(program), "--version"]
+    # No more of the host than steps have: its other mounts may go while they are bound.
+    for path in system_paths(settings):
+        command += ["--ro-bind", os.path.realpath(path), path]
+    command += ["--ro-bind", os.path.realpath(program), "/bwrap", "--proc", "/proc", "--dev", "/dev"]
+    command += ["--", "/bwrap", "--version"]
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:

@@ -10,7 +10,8 @@ from typing import Dict, List, Optional, Tuple
 from .archive import UnsafePath, open_directory, parts_of
 from .base import DEFAULT_PATH, Bind, StepRefused, StepSpec
 
-__all__ = ["STEP_VARIABLE", "SandboxSettings", "etc_files", "prepare_root", "sandbox_arguments", "uses_network"]
+__all__ = ["STEP_VARIABLE", "SandboxSettings", "etc_files", "prepare_root", "sandbox_arguments", "system_paths"]
+__all__ += ["uses_network"]
 
 STEP_VARIABLE = "TESGATE_STEP"
 """In bwrap's own environment, so that it can be found; the task does not see it."""
@@ -102,7 +103,7 @@ def sandbox_arguments(
         arguments += ["--setenv", key, value]
     arguments += ["--unsetenv", STEP_VARIABLE]  # last: the task cannot set it either
     arguments += ["--bind", spec.root, "/"]
-    for path in _system_paths(settings):
+    for path in system_paths(settings):
         arguments += ["--ro-bind", os.path.realpath(path), path]
     arguments += ["--proc", "/proc", *_covered_proc(), "--dev", "/dev", "--tmpfs", "/run", "--tmpfs", "/etc"]
     for name in _ETC + (_ETC_NETWORK if network else ()):
@@ -122,7 +123,7 @@ def prepare_root(spec: StepSpec, settings: SandboxSettings) -> None:
     bwrap would make them itself, but it follows links while it still sees the host's files.
     Raises `StepRefused` where something else is in the way.
     """
-    system = _system_paths(settings)
+    system = system_paths(settings)
     for path in [*system, "/proc", "/dev", "/run", "/etc"]:
         _make_point(spec.root, path, True)
     binds = _by_depth(spec.binds)
@@ -165,7 +166,8 @@ def _ids(spec: StepSpec) -> Tuple[int, int]:
     return int(user), int(group or user)
 
 
-def _system_paths(settings: SandboxSettings) -> List[str]:
+def system_paths(settings: SandboxSettings) -> List[str]:
+    """Directories of the host that every sandbox has, read-only."""
     return [path for path in [*_SYSTEM, *settings.read_only] if os.path.isdir(path)]
 
 

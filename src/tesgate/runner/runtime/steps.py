@@ -46,7 +46,7 @@ class Steps:
     ) -> None:
         self._state = state
         self._program = program
-        self._disable_userns = disable_userns
+        self.disable_userns = disable_userns
         self._cgroups = cgroups
         self._settings = settings
         self._lock = threading.Lock()
@@ -142,7 +142,7 @@ class Steps:
         if spec.user and int(spec.user.partition(":")[0]) != os.getuid():
             notes.append("The user %s is only shown: on the host the step is the agent's own user." % spec.user)
         arguments = sandbox_arguments(
-            spec, self._settings, network=network, etc=there.etc, disable_userns=self._disable_userns
+            spec, self._settings, network=network, etc=there.etc, disable_userns=self.disable_userns
         )
         self._children[spec.name] = self._fork(spec, there, arguments)
         monitor = Process.of(self._children[spec.name])

@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import threading
-from dataclasses import dataclass
 from functools import partial
 from typing import Callable, Dict, List, Optional, Sequence, Set, Tuple
 
@@ -22,8 +21,20 @@ from .faults import LeaseLost, PathRefused, StagingError, Stopped, os_fault
 from .ftpattempt import FtpAttempt
 from .ftpdata import Progress, send
 from .ftpfaults import FtpPassing, FtpRefused, code_of
+from .ftprename import (
+    TRACE,
+    FtpItem,
+    NotTaken,
+    aside_name,
+    can_tell,
+    joined,
+    parent_of,
+    remove_left,
+    rename_item,
+    size_or_none,
+)
 from .ftpsession import FtpSession
-from .ftptree import is_there, list_directory, size_of
+from .ftptree import is_there
 from .ftpurl import FtpUrl, is_line, read_url, split_target
 from .paths import is_temporary, temporary_name
 from .threads import Stop, parallel
@@ -34,36 +45,9 @@ __all__ = ["FtpSink"]
 
 _log = logging.getLogger(__name__)
 
-_TRACE = "ftp-part:"
 _AT_A_TIME = 4
 _DISCARD_SECONDS = 60.0
 _DISCARD_TRIES = 3
-
-
-@dataclass
-class FtpItem(Item):
-    """One file (or, without `temporary`, one directory)."""
-
-    spot: FtpUrl
-    """Its server; the path is that of the output as the task has it."""
-    url: str
-    """The task's own, by which the login is found."""
-    path: str
-    """Where it goes: decoded, from the login directory or absolute."""
-    temporary: str = ""
-    beside: str = ""
-    """The directory that holds the temporary file, once it was found."""
-    renaming: bool = False
-    """The server was told to rename, and has not answered."""
-    aside: bool = False
-    """What was there before has been given `_aside`'s name."""
-
-    @property
-    def trace(self) -> Optional[str]:
-        """Server, path and temporary name; no password."""
-        if not self.temporary:
-            return None
-        return _TRACE + json.dumps([self.spot.server, self.path, self.temporary])
 
 
 class FtpSink:
@@ -161,11 +145,11 @@ class FtpSink:
     def _send(self, session: FtpSession, item: FtpItem, source: int, progress: Progress) -> None:
         if not item.beside:
             item.beside = self._deepest(session, item)
-        path = _join(item.beside, item.temporary)
+        path = joined(item.beside, item.temporary)
         total = progress.total or 0
         append = False
         if progress.begun:
-            there = _size_or_none(session, path)
+            there = size_or_none(session, path)
             if there == total:
                 progress.offset = total
                 return
@@ -182,8 +166,8 @@ class FtpSink:
             raise FtpPassing("the server does not go on in the middle of a file") from error
         if session.broken:
             raise FtpPassing("the server did not say that it has the file")
-        there = _size_or_none(session, path)
-        if there is None and not _can_tell(session):
+        there = size_or_none(session, path)
+        if there is None and not can_tell(session):
             there = total  # its word is all that there is
         if there != total:
             # Nothing that is longer than it should be can be gone on with, and STOR cuts off what is there.
@@ -194,7 +178,7 @@ class FtpSink:
 
     def _deepest(self, session: FtpSession, item: FtpItem) -> str:
         """Find the deepest directory of an item's path that exists."""
-        here = _parent(session.absolute(item.path))
+        here = parent_of(session.absolute(item.path))
         above: List[str] = []
         while here != "/":
             key = (item.spot.server, here)
@@ -209,12 +193,12 @@ class FtpSink:
             if known:
                 break
             above.append(here)
-            here = _parent(here)
+            here = parent_of(here)
         return here
 
     def _above_is_missing(self, item: FtpItem, path: str) -> bool:
         while path != "/":
-            path = _parent(path)
+            path = parent_of(path)
             with self._lock:
                 if (item.spot.server, path) in self._missing:
                     return True
@@ -278,7 +262,7 @@ class FtpSink:
             if path == "/" or key in self._there:
                 return
         if not session.enter(path):
-            self._make_directories(session, item, _parent(path), covered)
+            self._make_directories(session, item, parent_of(path), covered)
             covered()
             try:
                 session.voidcmd("MKD " + path)
@@ -289,12 +273,12 @@ class FtpSink:
             self._there.add(key)
 
     def _rename(self, session: FtpSession, item: FtpItem, covered: Callable[[], None]) -> None:
-        source, target = _join(item.beside, item.temporary), session.absolute(item.path)
-        self._make_directories(session, item, _parent(target), covered)
+        source, target = joined(item.beside, item.temporary), session.absolute(item.path)
+        self._make_directories(session, item, parent_of(target), covered)
         covered()
         try:
-            _renamed(session, item, source, target, covered)
-        except _NotTaken as error:
+            rename_item(session, item, source, target, covered)
+        except NotTaken as error:
             if session.enter(target):
                 raise FtpRefused("a directory is there, where a file is to be; remove it or change the url") from error
             if error.code not in (550, 553) or not is_there(session, target):
@@ -303,14 +287,14 @@ class FtpSink:
         if item.aside:
             # Also of an earlier try. That it stays does not undo what is visible.
             with contextlib.suppress(ftplib.error_perm):
-                session.voidcmd("DELE " + _join(_parent(target), _aside(item.temporary)))
+                session.voidcmd("DELE " + joined(parent_of(target), aside_name(item.temporary)))
             item.aside = False
 
     def _replace(
         self, session: FtpSession, item: FtpItem, source: str, target: str, covered: Callable[[], None]
     ) -> None:
         """Put what is there aside first: some servers do not rename over a file. For a moment, then, there is none."""
-        aside = _join(_parent(target), _aside(item.temporary))
+        aside = joined(parent_of(target), aside_name(item.temporary))
         covered()
         session.sendcmd("RNFR " + target)
         covered()
@@ -321,8 +305,8 @@ class FtpSink:
             item.aside = False
             raise
         try:
-            _renamed(session, item, source, target, covered)
-        except _NotTaken as error:
+            rename_item(session, item, source, target, covered)
+        except NotTaken as error:
             # The name itself is refused: what was there stays.
             session.sendcmd("RNFR " + aside)
             session.voidcmd("RNTO " + target)
@@ -335,9 +319,9 @@ class FtpSink:
         """Remove temporary files by their traces. A server that does not answer is logged, and left."""
         found: Dict[Tuple[str, str], Tuple[FtpUrl, str, Dict[str, Set[str]]]] = {}
         for trace in traces:
-            if not trace.startswith(_TRACE):
+            if not trace.startswith(TRACE):
                 continue
-            server, path, name = json.loads(trace[len(_TRACE) :])
+            server, path, name = json.loads(trace[len(TRACE) :])
             try:
                 spot, url = self._belongs(server, path)
             except StagingError:
@@ -358,7 +342,7 @@ class FtpSink:
                         spot,
                         url,
                         "temporary files",
-                        partial(_remove, names=names),
+                        partial(remove_left, names=names),
                         stop,
                         tries=_DISCARD_TRIES,
                         alone=True,
@@ -372,103 +356,3 @@ class FtpSink:
 
 class _Uncovered(Exception):
     """The lease does not cover the next step."""
-
-
-class _NotTaken(Exception):
-    """A temporary file is there, but not taken under its last name."""
-
-    def __init__(self, answer: ftplib.error_perm) -> None:
-        super().__init__(str(answer))
-        self.answer = answer
-        self.code = code_of(answer)
-
-
-def _remove(session: FtpSession, *, names: Dict[str, Set[str]]) -> None:
-    """Remove names from the directories of their files and from all above: where they were put, it is not known."""
-    wanted: Dict[str, Set[str]] = {}
-    asides: Dict[str, Dict[str, str]] = {}
-    for path, some in names.items():
-        target = session.absolute(path)
-        here = _parent(target)
-        asides.setdefault(here, {}).update((_aside(one), target.rpartition("/")[2]) for one in some)
-        while True:
-            wanted.setdefault(here, set()).update(some)
-            if here == "/":
-                break
-            here = _parent(here)
-    for directory in sorted(wanted, key=len, reverse=True):
-        put_aside = asides.get(directory, {})
-        known = {*wanted[directory], *put_aside, *put_aside.values()}
-        try:
-            found = {one.name for one in list_directory(session, directory) if one.name in known}
-        except FtpRefused:
-            if session.broken:
-                raise
-            continue
-        except (ftplib.error_perm, ftplib.error_temp):
-            if session.broken:
-                raise
-            continue
-        for name in sorted(found & wanted[directory]):
-            session.voidcmd("DELE " + _join(directory, name))
-        for aside in sorted(found & set(put_aside)):
-            # What was there before gets its name again, if nothing else has it by now.
-            if put_aside[aside] in found:
-                session.voidcmd("DELE " + _join(directory, aside))
-            else:
-                session.sendcmd("RNFR " + _join(directory, aside))
-                session.voidcmd("RNTO " + _join(directory, put_aside[aside]))
-                found.add(put_aside[aside])
-
-
-def _aside(temporary: str) -> str:
-    """Name what was there before while another file takes its place; `is_temporary` knows the name."""
-    return ".tesgate-old" + temporary[len(".tesgate") :]
-
-
-def _renamed(session: FtpSession, item: FtpItem, source: str, target: str, covered: Callable[[], None]) -> None:
-    """Rename, if an earlier try that was not answered has not done it. Raises `_NotTaken` where RNTO is refused."""
-    try:
-        answer = session.sendcmd("RNFR " + source)
-    except ftplib.error_perm:
-        if item.renaming and _size_or_none(session, source) is None and _size_or_none(session, target) == item.size:
-            return
-        if _can_tell(session) and not is_there(session, source):
-            raise StagingError(
-                "output %s: its temporary file on the server was removed by somebody before it was published."
-                % printable(item.entry.path),
-                transient=True,
-            ) from None
-        raise
-    if answer[:1] != "3":
-        raise ftplib.error_reply(answer)
-    # The server may have taken its time.
-    covered()
-    item.renaming = True
-    try:
-        session.voidcmd("RNTO " + target)
-    except ftplib.error_perm as error:
-        item.renaming = False
-        raise _NotTaken(error) from error
-    except ftplib.error_temp:
-        item.renaming = False
-        raise
-
-
-def _can_tell(session: FtpSession) -> bool:
-    return "SIZE" in session.features or "MLST" in session.features
-
-
-def _size_or_none(session: FtpSession, path: str) -> Optional[int]:
-    try:
-        return size_of(session, path)
-    except (ftplib.error_perm, FtpRefused):
-        return None
-
-
-def _parent(path: str) -> str:
-    return path.rpartition("/")[0] or "/"
-
-
-def _join(directory: str, name: str) -> str:
-    return directory.rstrip("/") + "/" + name

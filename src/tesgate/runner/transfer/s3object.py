@@ -16,8 +16,9 @@ from ..access import Found
 from .connect import HttpSettings
 from .faults import StagingError, os_fault
 from .s3access import Presigned, presigned
-from .s3http import Answer, Broken, Connections, NotTrusted
+from .s3http import Connections, NotTrusted
 from .s3sums import COMBINED, Combined, Sum, best_of, sum_of
+from .s3wire import Answer, Broken
 from .threads import Stop, parallel
 from .urls import redact
 

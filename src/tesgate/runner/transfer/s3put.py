@@ -9,9 +9,10 @@ from ..access import Fault
 from .connect import HttpSettings
 from .faults import StagingError
 from .s3access import Presigned
-from .s3http import Answer, Broken, Connections, FilePart, NotTrusted
+from .s3http import Connections, NotTrusted
 from .s3object import Expired, Pauses, Trouble, refusal
 from .s3sums import Digest, Sum
+from .s3wire import Answer, Broken, FilePart
 from .threads import Stop
 
 __all__ = ["Changed", "NoLease", "Sender", "checked", "is_checked"]

@@ -22,9 +22,10 @@ from .base import Entry, Item
 from .connect import HttpSettings
 from .faults import LeaseLost, PathRefused, StagingError, os_fault
 from .s3access import Access, Presigned, ahead
-from .s3http import Connections, FilePart
+from .s3http import Connections
 from .s3put import Changed, NoLease, Sender, checked, fault_of
 from .s3sums import CRC32, sum_of
+from .s3wire import FilePart
 from .threads import Stop, parallel
 from .urls import printable, redact
 from .view import View

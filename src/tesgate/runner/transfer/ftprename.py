@@ -1,0 +1,152 @@
+"""Renames on FTP servers: a file on its way to its name, each step of it, and what is left behind."""
+
+from __future__ import annotations
+
+import ftplib
+import json
+from dataclasses import dataclass
+from typing import Callable, Dict, Optional, Set
+
+from .base import Item
+from .faults import StagingError
+from .ftpfaults import FtpRefused, code_of
+from .ftpsession import FtpSession
+from .ftptree import is_there, list_directory, size_of
+from .ftpurl import FtpUrl
+from .urls import printable
+
+__all__ = ["TRACE", "FtpItem", "NotTaken", "aside_name", "can_tell", "joined"]
+__all__ += ["parent_of", "remove_left", "rename_item", "size_or_none"]
+
+TRACE = "ftp-part:"
+"""Beginning of the names of temporary files in the journal."""
+
+
+@dataclass
+class FtpItem(Item):
+    """One file (or, without `temporary`, one directory)."""
+
+    spot: FtpUrl
+    """Its server; the path is that of the output as the task has it."""
+    url: str
+    """The task's own, by which the login is found."""
+    path: str
+    """Where it goes: decoded, from the login directory or absolute."""
+    temporary: str = ""
+    beside: str = ""
+    """The directory that holds the temporary file, once it was found."""
+    renaming: bool = False
+    """The server was told to rename, and has not answered."""
+    aside: bool = False
+    """What was there before has been given `aside_name`."""
+
+    @property
+    def trace(self) -> Optional[str]:
+        """Server, path and temporary name; no password."""
+        if not self.temporary:
+            return None
+        return TRACE + json.dumps([self.spot.server, self.path, self.temporary])
+
+
+class NotTaken(Exception):
+    """A temporary file is there, but not taken under its last name."""
+
+    def __init__(self, answer: ftplib.error_perm) -> None:
+        super().__init__(str(answer))
+        self.answer = answer
+        self.code = code_of(answer)
+
+
+def remove_left(session: FtpSession, *, names: Dict[str, Set[str]]) -> None:
+    """Remove names from the directories of their files and from all above: where they were put, it is not known."""
+    wanted: Dict[str, Set[str]] = {}
+    asides: Dict[str, Dict[str, str]] = {}
+    for path, some in names.items():
+        target = session.absolute(path)
+        here = parent_of(target)
+        asides.setdefault(here, {}).update((aside_name(one), target.rpartition("/")[2]) for one in some)
+        while True:
+            wanted.setdefault(here, set()).update(some)
+            if here == "/":
+                break
+            here = parent_of(here)
+    for directory in sorted(wanted, key=len, reverse=True):
+        put_aside = asides.get(directory, {})
+        known = {*wanted[directory], *put_aside, *put_aside.values()}
+        try:
+            found = {one.name for one in list_directory(session, directory) if one.name in known}
+        except FtpRefused:
+            if session.broken:
+                raise
+            continue
+        except (ftplib.error_perm, ftplib.error_temp):
+            if session.broken:
+                raise
+            continue
+        for name in sorted(found & wanted[directory]):
+            session.voidcmd("DELE " + joined(directory, name))
+        for aside in sorted(found & set(put_aside)):
+            # What was there before gets its name again, if nothing else has it by now.
+            if put_aside[aside] in found:
+                session.voidcmd("DELE " + joined(directory, aside))
+            else:
+                session.sendcmd("RNFR " + joined(directory, aside))
+                session.voidcmd("RNTO " + joined(directory, put_aside[aside]))
+                found.add(put_aside[aside])
+
+
+def aside_name(temporary: str) -> str:
+    """Name what was there before while another file takes its place; `is_temporary` knows the name."""
+    return ".tesgate-old" + temporary[len(".tesgate") :]
+
+
+def rename_item(session: FtpSession, item: FtpItem, source: str, target: str, covered: Callable[[], None]) -> None:
+    """Rename, if an earlier try that was not answered has not done it. Raises `NotTaken` where RNTO is refused."""
+    try:
+        answer = session.sendcmd("RNFR " + source)
+    except ftplib.error_perm:
+        if item.renaming and size_or_none(session, source) is None and size_or_none(session, target) == item.size:
+            return
+        if can_tell(session) and not is_there(session, source):
+            raise StagingError(
+                "output %s: its temporary file on the server was removed by somebody before it was published."
+                % printable(item.entry.path),
+                transient=True,
+            ) from None
+        raise
+    if answer[:1] != "3":
+        raise ftplib.error_reply(answer)
+    # The server may have taken its time.
+    covered()
+    item.renaming = True
+    try:
+        session.voidcmd("RNTO " + target)
+    except ftplib.error_perm as error:
+        item.renaming = False
+        raise NotTaken(error) from error
+    except ftplib.error_temp:
+        item.renaming = False
+        raise
+
+
+def can_tell(session: FtpSession) -> bool:
+    """Whether the server says how long a file is."""
+    return "SIZE" in session.features or "MLST" in session.features
+
+
+def size_or_none(session: FtpSession, path: str) -> Optional[int]:
+    """Bytes of the file at the path; None where there is none, or the server does not say."""
+    try:
+        return size_of(session, path)
+    except (ftplib.error_perm, FtpRefused):
+        return None
+
+
+def parent_of(path: str) -> str:
+    """The directory of a path; ``/`` has itself."""
+    return path.rpartition("/")[0] or "/"
+
+
+def joined(directory: str, name: str) -> str:
+    """The path of a name in a directory."""
+    return directory.rstrip("/") + "/" + name
