@@ -25,8 +25,8 @@ class Fault:
     kind: str
     """``slow``: 503 SlowDown; ``error``: 500; ``expired``: 403; ``elsewhere``: 307; ``reset``: before the answer;
     ``early``: 503 while the body is coming; ``lost``: done, but nobody is told; ``cut``: after `at` bytes of the
-    body; ``stall``: the same without an end; ``drip``: byte by byte from there; ``short``, ``long``: another length;
-    ``flip``: one byte is another (of a PUT: on its way in)."""
+    body; ``stall``: the same without an end (of a PUT: done, and never answered); ``drip``: byte by byte from there;
+    ``short``, ``long``: another length; ``flip``: one byte is another (of a PUT: on its way in)."""
     method: str = "GET"
     path: str = ""
     times: int = 1
@@ -168,6 +168,13 @@ def proxy_of(upstream: str) -> Iterator[Proxy]:
             kind = fault.kind if fault is not None else ""
             if kind == "lost":
                 self._reset()
+                return
+            if kind == "stall" and self.command == "PUT":
+                # An answer without a body would be whole with its head.
+                release = proxy.release
+                proxy.held.set()
+                release.wait(60)
+                self.close_connection = True
                 return
             bare = self.command == "HEAD"
             length = len(data) + {"short": -7, "long": 7}.get(kind, 0)

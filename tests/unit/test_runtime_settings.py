@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from tesgate.app.gateway import _plan_settings
+from tesgate.app.plans import plan_settings
 from tesgate.config import Settings
 from tesgate.model.planning import build_plan
 from tesgate.runner.plan import Limits, Plan, RunAs
@@ -24,7 +24,7 @@ DOCUMENT = {"executors": [{"image": "busybox", "command": ["true"]}], "resources
 
 
 def plan(**runtime: Any) -> Plan:
-    settings = _plan_settings(Settings(runtime=runtime), "testtest")
+    settings = plan_settings(Settings(runtime=runtime), "testtest")
     return build_plan("t", 1, "tg-testtest-t-1", DOCUMENT, "token", settings=settings)
 
 

@@ -11,7 +11,7 @@ from tesgate.runner.plan import Keep, Plan, RunAs, UrlPolicy
 from tesgate.storage.s3.endpoints import Endpoints, Use
 from tesgate.store.attempts import Order
 
-__all__ = ["Plans", "url_policy_of"]
+__all__ = ["Plans", "plan_settings", "url_policy_of"]
 
 OBJECTS = ("s3:", "gs:")
 """Beginnings of URLs of object stores, which the gateway's endpoints serve."""
@@ -24,7 +24,7 @@ class Plans:
         self, *, settings: Settings, deployment: str, mint: Callable[[str, int], str], endpoints: Endpoints
     ) -> None:
         """`mint`: makes the token of an attempt from its task and number."""
-        self.settings = _plan_settings(settings, deployment)
+        self.settings = plan_settings(settings, deployment)
         self._mint = mint
         self._endpoints = endpoints
 
@@ -58,7 +58,8 @@ def url_policy_of(settings: Settings) -> UrlPolicy:
     return UrlPolicy(allow_private=given.allow_private, allowed_hosts=list(given.allowed_hosts))
 
 
-def _plan_settings(settings: Settings, deployment: str) -> PlanSettings:
+def plan_settings(settings: Settings, deployment: str) -> PlanSettings:
+    """What of the settings concerns every plan."""
     runtime = settings.runtime
     run_as = RunAs(policy=runtime.run_as)
     if runtime.run_as[0].isdigit():
