@@ -59,7 +59,8 @@ def test_files_go_in_and_out_whoever_the_command_is(bed: Podman, gateway: Gatewa
             {"path": "/srv/image.txt", "url": gateway.url("image.txt"), "type": "FILE"},
         ],
     )
-    assert (task["state"], len(task["logs"])) == ("COMPLETE", 1), task
+    assert task["state"] == "COMPLETE", task
+    assert len(task["logs"]) == 1, [log["system_logs"] for log in task["logs"]]
     assert [log["stdout"] for log in task["logs"][0]["logs"]] == ["0\n", "1234\n"]
     assert gateway.read("result/again") == "given content\nkept\n"
     assert gateway.read("result/closed/f") == "x\n"
