@@ -6,16 +6,8 @@ from typing import Any
 
 import pytest
 
-from tesgate.model.mounts import (
-    MANY_INPUTS,
-    MountError,
-    MountTable,
-    Place,
-    check_paths,
-    has_wildcards,
-    mount_table,
-    normal_path,
-)
+from tesgate.model.container_paths import MountError, has_wildcards, normal_path
+from tesgate.model.mounts import MANY_INPUTS, MountTable, Place, check_paths, mount_table
 from tesgate.runner.transfer import globs
 
 
