@@ -79,7 +79,7 @@ def normal_path(path: object, where: str) -> str:
 
 
 def has_wildcards(path: str) -> bool:
-    """Whether an output's path is a pattern: the same rule as in `tesgate.runner.transfer.globs`."""
+    """Whether an output's path is a pattern: the same rule as in `tesgate.runner.transfer.patterns`."""
     return _WILDCARD.search(_ESCAPED.sub("", path)) is not None
 
 
