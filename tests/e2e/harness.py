@@ -342,9 +342,12 @@ class Gateway:
 
 
 @contextlib.contextmanager
-def gateway_of(base: Path, runtime: str, *, socket: str = USUAL_SOCKET, **settings: str) -> Iterator[Gateway]:
+def gateway_of(
+    base: Path, runtime: str, *, socket: str = USUAL_SOCKET, root_words: str = "", **settings: str
+) -> Iterator[Gateway]:
     """A started gateway with its agent; everything is ended, and looked for, at the end."""
     gateway = Gateway(base, runtime, socket=socket, **settings)
+    gateway.root_words = root_words
     try:
         yield gateway.start().ready()
         gateway.assert_nothing_left()
