@@ -38,7 +38,7 @@ def pages() -> dict[str, str]:
 
 @cache
 def files() -> dict[str, Path]:
-    found = [path for path in ROOT.iterdir() if path.is_file()]
+    found = [path for path in ROOT.iterdir() if path.is_file() and not path.name.startswith(".")]
     for tree in TREES:
         found += [path for path in (ROOT / tree).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     return {str(path.relative_to(ROOT)): path for path in found}
