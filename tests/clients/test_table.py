@@ -160,6 +160,18 @@ def _items(part: Any) -> list[dict[str, Any]]:
     return part if isinstance(part, list) else [part]
 
 
+async def _put_in(database: Database, task_id: str, state: State) -> None:
+    """Whatever it was in before."""
+    ended = state in TERMINAL
+    await database.execute(
+        "UPDATE task SET state = $2, phase = $3, ended_at = CASE WHEN $4 THEN now() END WHERE id = $1",
+        task_id,
+        state.value,
+        "ended" if ended else "waiting",
+        ended,
+    )
+
+
 async def answers_of(client: httpx.AsyncClient, database: Database, prefix: str) -> list[tuple[str, str]]:
     """What the API answers: kind and text, with one task in each state."""
     sent = await client.post(f"{prefix}/tasks", json=FULL_TASK)
@@ -167,14 +179,7 @@ async def answers_of(client: httpx.AsyncClient, database: Database, prefix: str)
     task_id = sent.json()["id"]
     found: list[tuple[str, str]] = []
     for state in State:
-        ended = state in TERMINAL
-        await database.execute(
-            "UPDATE task SET state = $2, phase = $3, ended_at = CASE WHEN $4 THEN now() END WHERE id = $1",
-            task_id,
-            state.value,
-            "ended" if ended else "waiting",
-            ended,
-        )
+        await _put_in(database, task_id, state)
         for view in ("MINIMAL", "BASIC", "FULL"):
             one = await client.get(f"{prefix}/tasks/{task_id}", params={"view": view})
             page = await client.get(f"{prefix}/tasks", params={"view": view})
@@ -262,14 +267,7 @@ async def test_lists_are_asked_for_in_the_words_of_the_dialect(
     made: dict[str, str] = {}
     for state in State:
         task_id = (await client.post("/v1/tasks", json={"executors": [{"image": "a", "command": ["b"]}]})).json()["id"]
-        ended = state in TERMINAL
-        await database.execute(
-            "UPDATE task SET state = $2, phase = $3, ended_at = CASE WHEN $4 THEN now() END WHERE id = $1",
-            task_id,
-            state.value,
-            "ended" if ended else "waiting",
-            ended,
-        )
+        await _put_in(database, task_id, state)
         made[task_id] = shown(state, OLD_PREFIX, queued_as_initializing=is_set)
     for state in tes.State:
         page = (await client.get("/v1/tasks", params={"state": state})).json()

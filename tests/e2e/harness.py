@@ -11,9 +11,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import quote
 
 import anyio
@@ -24,12 +24,10 @@ import psutil
 from tesgate.store.embedded_postmaster import Postmaster
 from tests.beds.docker import USUAL_SOCKET
 from tests.beds.images import BUSYBOX, engine_call
+from tests.serving import ENDED, Api, Process, wait_for
 
 __all__ = ["ENDED", "Gateway", "contents_below", "gateway_of", "sh", "wait_for"]
 
-T = TypeVar("T")
-
-ENDED = ("COMPLETE", "EXECUTOR_ERROR", "SYSTEM_ERROR", "CANCELED")
 CRASHING = Path(__file__).parent / "crashing"
 TEMPORARY = re.compile(r"\.part$|^\.tesgate|tg-[0-9a-z]{8}-")
 
@@ -54,27 +52,12 @@ def contents_below(*places: Path) -> Iterator[tuple[Path, bytes]]:
                         yield path, path.read_bytes()
 
 
-def wait_for(what: str, ask: Callable[[], T], seconds: float = 30.0, pause: float = 0.05) -> T:
-    """The first answer that is true. `ask` may raise what a gateway that is down makes httpx raise."""
-    deadline = time.monotonic() + seconds
-    last: Any = None
-    while True:
-        try:
-            last = ask()
-            if last:
-                return last
-        except (httpx.TransportError, OSError, asyncpg.PostgresError) as error:
-            last = error
-        assert time.monotonic() < deadline, f"waited {seconds:g} s for {what}; last: {last!r}"
-        time.sleep(pause)
-
-
 def sh(script: str, *, image: str = BUSYBOX, **more: Any) -> dict[str, Any]:
     """An executor that is a shell script."""
     return {"image": image, "command": ["sh", "-c", script], **more}
 
 
-class Gateway:
+class Gateway(Process, Api):
     """``tesgate serve`` on a data directory of its own; the port stays the same over restarts."""
 
     def __init__(self, base: Path, runtime: str, *, socket: str = USUAL_SOCKET, **settings: str) -> None:
@@ -87,7 +70,6 @@ class Gateway:
         self.port = 0
         self.crash = base / "crash"
         self.log_path = base / "serve.log"
-        self.process: subprocess.Popen[bytes] | None = None
         self.before: list[str] = []
         """A program that turns itself into what follows, such as ``setpriv …``."""
         self.client = httpx.Client(timeout=20, trust_env=False)
@@ -135,12 +117,6 @@ class Gateway:
         wait_for("an agent", lambda: self.rows("SELECT 1 FROM agent WHERE state = 'open'"))
         return self
 
-    def kill(self) -> None:
-        """As by ``kill -9``."""
-        assert self.process is not None
-        self.process.kill()
-        self.process.wait()
-
     def terminate(self, seconds: float = 15.0) -> float:
         """SIGTERM; how long it took."""
         assert self.process is not None
@@ -148,11 +124,6 @@ class Gateway:
         self.process.terminate()
         assert self.process.wait(seconds) == 0, self.log_path.read_text()[-3000:]
         return time.monotonic() - began
-
-    def is_dead(self) -> bool:
-        """Whether the gateway's process has ended."""
-        assert self.process is not None
-        return self.process.poll() is not None
 
     def agent(self) -> psutil.Process | None:
         """The living agent of the data directory."""
@@ -223,36 +194,9 @@ class Gateway:
         task_id: str = answer.json()["id"]
         return task_id
 
-    def get(self, task_id: str, view: str = "FULL") -> dict[str, Any]:
-        """GET one task."""
-        answer = self.client.get(f"/tasks/{task_id}", params={"view": view})
-        assert answer.status_code == 200, answer.text
-        task: dict[str, Any] = answer.json()
-        return task
-
-    def state(self, task_id: str) -> str:
-        state: str = self.get(task_id, "MINIMAL")["state"]
-        return state
-
-    def wait(self, task_id: str, *states: str, seconds: float = 40.0) -> dict[str, Any]:
-        """The whole task in one of `states` (by default, a terminal one)."""
-        seen: list[str] = []
-
-        def there() -> bool:
-            seen[:] = [self.state(task_id)]
-            assert seen[0] in states or not states or seen[0] not in ENDED, self.get(task_id)
-            return seen[0] in (states or ENDED)
-
-        wait_for(f"task {task_id} to be {' or '.join(states) or 'over'}", there, seconds)
-        return self.get(task_id)
-
     def run(self, *executors: dict[str, Any], **task: Any) -> dict[str, Any]:
         """Submit, wait, and the whole task."""
         return self.wait(self.submit({"executors": list(executors), **task}))
-
-    def cancel(self, task_id: str) -> None:
-        answer = self.client.post(f"/tasks/{task_id}:cancel")
-        assert (answer.status_code, answer.json()) == (200, {})
 
     def log(
         self, task_id: str, stream: str = "stdout", *, executor: int = 0, attempt: int = 1, **headers: str
@@ -342,9 +286,12 @@ class Gateway:
 
 
 @contextlib.contextmanager
-def gateway_of(base: Path, runtime: str, *, socket: str = USUAL_SOCKET, **settings: str) -> Iterator[Gateway]:
+def gateway_of(
+    base: Path, runtime: str, *, socket: str = USUAL_SOCKET, root_words: str = "", **settings: str
+) -> Iterator[Gateway]:
     """A started gateway with its agent; everything is ended, and looked for, at the end."""
     gateway = Gateway(base, runtime, socket=socket, **settings)
+    gateway.root_words = root_words
     try:
         yield gateway.start().ready()
         gateway.assert_nothing_left()

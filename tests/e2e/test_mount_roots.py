@@ -10,7 +10,7 @@ import pytest
 
 from tests.beds.docker import USUAL_SOCKET
 from tests.e2e.conftest import RUNTIMES
-from tests.e2e.harness import Gateway, sh, wait_for
+from tests.e2e.harness import Gateway, gateway_of, sh, wait_for
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -21,13 +21,9 @@ def gateway(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     bed = request.getfixturevalue(request.param)
     base = tmp_path_factory.mktemp(f"mount-{request.param}")
     settings = {"RUNTIME__RUN_AS": "4321:4322"} if request.param == "docker" and os.geteuid() == 0 else {}
-    gateway = Gateway(base, request.param, socket=getattr(bed, "socket", USUAL_SOCKET), **settings)
-    gateway.root_words = ":mount"
-    try:
-        yield gateway.start().ready()
-        gateway.assert_nothing_left()
-    finally:
-        gateway.close()
+    socket = getattr(bed, "socket", USUAL_SOCKET)
+    with gateway_of(base, request.param, socket=socket, root_words=":mount", **settings) as started:
+        yield started
 
 
 def directory(path: str, url: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pytest
 from tesgate.config import S3Endpoint
 from tesgate.storage.s3.store import ObjectStore
 from tests.beds.s3 import Servers
-from tests.e2e.harness import Gateway, sh, wait_for
+from tests.e2e.harness import Gateway, gateway_of, sh, wait_for
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -36,13 +36,8 @@ def gateway(bubblewrap: object, s3: Servers, tmp_path_factory: pytest.TempPathFa
 
     anyio.run(make_bucket)
     settings = {"S3__ENDPOINTS": json.dumps([endpoint]), "WORKSPACE": f"s3://{bucket}/here"}
-    gateway = Gateway(base, "bubblewrap", **settings)
-    gateway.root_words = ":mount"
-    try:
-        yield gateway.start().ready()
-        gateway.assert_nothing_left()
-    finally:
-        gateway.close()
+    with gateway_of(base, "bubblewrap", root_words=":mount", **settings) as started:
+        yield started
 
 
 def test_a_log_in_an_object_store(gateway: Gateway) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tesgate.errors import BadRequest
-from tesgate.runner.scratch import remove_tree
+from tesgate.runner.removal import remove_tree
 from tests.beds.images import BUSYBOX
 from tests.hostile_tasks.conftest import Site
 from tests.hostile_tasks.words import codes, output, said

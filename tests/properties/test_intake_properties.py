@@ -15,7 +15,7 @@ from tesgate.config import Defaults, Limits
 from tesgate.errors import BadRequest
 from tesgate.model.ids import is_task_id
 from tesgate.model.intake import IntakeRules, accept
-from tesgate.runner.transfer.globs import Matcher, expand_braces, has_wildcards
+from tesgate.runner.transfer.patterns import Matcher, expand_braces, has_wildcards
 from tesgate.services.tasks import decode_page_token, encode_page_token
 
 RULES = IntakeRules(Limits(), Defaults())

@@ -10,9 +10,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import quote
 
 import anyio
@@ -20,12 +20,10 @@ import asyncpg
 import httpx
 
 from tests.beds.images import BUSYBOX
+from tests.serving import ENDED, Api, Process, wait_for
 
 __all__ = ["ENDED", "Agent", "Fleet", "Replica", "wait_for"]
 
-T = TypeVar("T")
-
-ENDED = ("COMPLETE", "EXECUTOR_ERROR", "SYSTEM_ERROR", "CANCELED")
 LINE = "echo once >> /count/starts; "
 
 SETTINGS = {
@@ -39,21 +37,7 @@ SETTINGS = {
 }
 
 
-def wait_for(what: str, ask: Callable[[], T], seconds: float = 20.0) -> T:
-    """The first answer that is true. `ask` may raise what a gateway that is away makes httpx raise."""
-    deadline = time.monotonic() + seconds
-    last: Any = None
-    while True:
-        try:
-            if last := ask():
-                return last
-        except httpx.TransportError as error:
-            last = error
-        assert time.monotonic() < deadline, f"waited {seconds:g} s for {what}; last: {last!r}"
-        time.sleep(0.02)
-
-
-class Replica:
+class Replica(Process, Api):
     """One ``tesgate serve``; the data directory and the port stay the same over restarts."""
 
     def __init__(self, fleet: Fleet, name: str, *options: str, **settings: str) -> None:
@@ -68,7 +52,6 @@ class Replica:
         self.port = 0
         self.program: Path | None = None
         """The directory of another tesgate package that it is started from."""
-        self.process: subprocess.Popen[bytes] | None = None
         # A connection that rests is dropped here first: the gateway could drop it while a request is on its way.
         self.client = httpx.Client(timeout=30, trust_env=False, limits=httpx.Limits(keepalive_expiry=2))
 
@@ -110,19 +93,6 @@ class Replica:
         assert "Traceback" not in done.stderr
         return done.returncode, done.stderr
 
-    def is_dead(self) -> bool:
-        return self.process is None or self.process.poll() is not None
-
-    def signal(self, number: signal.Signals) -> None:
-        assert self.process is not None
-        self.process.send_signal(number)
-
-    def kill(self) -> None:
-        """As by ``kill -9``."""
-        self.signal(signal.SIGKILL)
-        assert self.process is not None
-        self.process.wait()
-
     def terminate(self) -> float:
         """SIGTERM; the seconds that it took."""
         began = time.monotonic()
@@ -154,32 +124,8 @@ class Replica:
         task_id: str = answer.json()["id"]
         return task_id
 
-    def get(self, task_id: str, view: str = "FULL") -> dict[str, Any]:
-        answer = self.client.get(f"/tasks/{task_id}", params={"view": view})
-        assert answer.status_code == 200, answer.text
-        task: dict[str, Any] = answer.json()
-        return task
 
-    def state(self, task_id: str) -> str:
-        state: str = self.get(task_id, "MINIMAL")["state"]
-        return state
-
-    def cancel(self, task_id: str) -> None:
-        assert self.client.post(f"/tasks/{task_id}:cancel").status_code == 200
-
-    def wait(self, task_id: str, *states: str, seconds: float = 20.0) -> dict[str, Any]:
-        """The whole task in one of `states` (by default, in a terminal one)."""
-
-        def there() -> bool:
-            state = self.state(task_id)
-            assert state in states or state not in ENDED or not states, self.get(task_id)
-            return state in (states or ENDED)
-
-        wait_for(f"task {task_id} to be {' or '.join(states) or 'over'}", there, seconds)
-        return self.get(task_id)
-
-
-class Agent:
+class Agent(Process):
     """One ``tesgate agent`` with a scratch directory of its own."""
 
     def __init__(self, fleet: Fleet, name: str, gateway: Replica) -> None:
@@ -194,7 +140,6 @@ class Agent:
         self.token: Path | None = None
         """Of another pool than the default one."""
         self._gateway = gateway
-        self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> Agent:
         token = self.token or self._fleet.agent_token()
@@ -231,16 +176,6 @@ class Agent:
                     if mark in (entry / "environ").read_bytes():
                         found.append(f"process {entry.name}")
         return found
-
-    def signal(self, number: signal.Signals) -> None:
-        assert self.process is not None
-        self.process.send_signal(number)
-
-    def kill(self) -> None:
-        """As by ``kill -9``."""
-        self.signal(signal.SIGKILL)
-        assert self.process is not None
-        self.process.wait()
 
     def close(self) -> None:
         if self.process is not None and self.process.poll() is None:

@@ -25,7 +25,7 @@ from tesgate.runner.record import MOST_NOTES, Record
 from tesgate.runner.report import Answer, OutputFile, Report, Snapshot
 from tesgate.runner.runtime.base import ImageRefused
 from tesgate.runner.runtime.reference import parse_reference
-from tesgate.runner.transfer import globs
+from tesgate.runner.transfer import patterns
 from tesgate.runner.transfer.faults import PathRefused, StagingError
 from tesgate.runner.transfer.http import Downloader, HttpSettings
 from tesgate.runner.transfer.policy import AddressPolicy
@@ -193,17 +193,17 @@ PATTERNS = st.text(alphabet="ab*?[]!^-{},\\/.:é", max_size=30)
 @given(PATTERNS, st.text(alphabet="ab[]-{},\\/.é", max_size=30))
 def test_patterns(pattern: str, text: str) -> None:
     try:
-        alternatives = globs.expand_braces(pattern)
+        alternatives = patterns.expand_braces(pattern)
     except ValueError:
         return
-    globs.has_wildcards(pattern)
-    globs.base_of(pattern)
-    globs.unescape(pattern)
+    patterns.has_wildcards(pattern)
+    patterns.base_of(pattern)
+    patterns.unescape(pattern)
     for plain in alternatives:
-        matcher = globs.Matcher(plain)
+        matcher = patterns.Matcher(plain)
         assert matcher.fullmatch(text) in (True, False)
-        if not globs.has_wildcards(plain):
-            assert matcher.fullmatch(globs.unescape(plain))
+        if not patterns.has_wildcards(plain):
+            assert matcher.fullmatch(patterns.unescape(plain))
 
 
 @pytest.mark.parametrize(
@@ -213,12 +213,12 @@ def test_patterns(pattern: str, text: str) -> None:
 )  # fmt: skip
 def test_patterns_of_full_length_cost_little(pattern: str) -> None:
     """Were one of them exponential (or cubic), this would not end."""
-    globs.has_wildcards(pattern)
-    globs.base_of(pattern + "/x")
+    patterns.has_wildcards(pattern)
+    patterns.base_of(pattern + "/x")
     try:
-        for plain in globs.expand_braces(pattern):
+        for plain in patterns.expand_braces(pattern):
             for text in ("a" * 255, ("a" * 255 + "/") * 15):
-                globs.Matcher(plain).fullmatch(text)
+                patterns.Matcher(plain).fullmatch(text)
     except ValueError as error:
         assert "the pattern has more than" in str(error)  # noqa: PT017
 

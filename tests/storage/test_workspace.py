@@ -16,6 +16,7 @@ import pytest_asyncio
 from tesgate.app.workspace import claim_workspace, keeps_logs
 from tesgate.errors import ConfigError, NotFound, Unavailable
 from tesgate.model.ids import TaskIds
+from tesgate.storage.s3 import prefix, settling
 from tesgate.storage.s3 import workspace as module
 from tesgate.storage.s3.store import ObjectStore
 from tesgate.storage.s3.urls import parse
@@ -246,7 +247,7 @@ async def test_a_write_that_lands_late_loses_nothing(objects: World, monkeypatch
 
 
 async def test_a_log_that_rests_is_put_together(objects: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PART", 5 << 20)
+    monkeypatch.setattr(settling, "PART", 5 << 20)
     task = objects.ids()
     small, large = b"small" * 100, random.randbytes(7 << 20)
     for at in range(0, len(small), 100):
@@ -293,7 +294,7 @@ async def test_a_store_that_is_away_is_a_passing_fault(tmp_path: Path, monkeypat
     endpoint = endpoint_of(Server("gone", "http://127.0.0.1:9"), monkeypatch)
     workspace = ObjectWorkspace(store=ObjectStore(endpoint), place=parse("s3://logs/p"))
     task = TaskIds()()
-    monkeypatch.setattr(module, "SPAN", 0.5)
+    monkeypatch.setattr(prefix, "SPAN", 0.5)
     try:
         for call in (
             lambda: workspace.write_at(task, 1, 0, "stdout", 0, b"x"),

@@ -10,8 +10,9 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
-from tesgate.store.database import Database, place_of
+from tesgate.store.database import Database
 from tesgate.store.errors import DatabaseUnavailable, StoreError
+from tesgate.store.faults import place_of
 from tests.store.proxy import Proxy
 
 

@@ -12,6 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tesgate.runner.transfer import globs
+from tesgate.runner.transfer.patterns import base_of, expand_braces, has_braces, has_wildcards
 from tesgate.runner.transfer.view import View
 
 NAMES = ["a", "b", "ab", "a.txt", ".a", "a-b", "]", "A1", "é", "[a]"]
@@ -104,17 +105,17 @@ def test_what_a_pattern_matches(tree: Path, pattern: str, expected: list[str]) -
 
 
 def test_what_is_a_pattern() -> None:
-    assert [path for path in ("/a*", "/a?", "/[a]", "/x/[!b]c") if not globs.has_wildcards(path)] == []
-    assert [path for path in ("/a", "/a\\*", "/[a", "/a]", "/{a,b}", "/[a/b]") if globs.has_wildcards(path)] == []
-    assert [path for path in ("/{a,b}", "/a\\{a,b}", "/{a,b") if globs.has_braces(path)] == ["/{a,b}"]
+    assert [path for path in ("/a*", "/a?", "/[a]", "/x/[!b]c") if not has_wildcards(path)] == []
+    assert [path for path in ("/a", "/a\\*", "/[a", "/a]", "/{a,b}", "/[a/b]") if has_wildcards(path)] == []
+    assert [path for path in ("/{a,b}", "/a\\{a,b}", "/{a,b") if has_braces(path)] == ["/{a,b}"]
 
 
 def test_base_is_the_longest_plain_directory() -> None:
-    assert globs.base_of("/work/a\\*b/c*/d") == "/work/a*b"
-    assert globs.base_of("/*") == "/"
-    assert globs.base_of("/work/x/{a,b}*") == "/work/x"
+    assert base_of("/work/a\\*b/c*/d") == "/work/a*b"
+    assert base_of("/*") == "/"
+    assert base_of("/work/x/{a,b}*") == "/work/x"
 
 
 def test_too_many_alternatives_are_refused() -> None:
     with pytest.raises(ValueError, match="1024"):
-        globs.expand_braces("/" + "{a,b}" * 11)
+        expand_braces("/" + "{a,b}" * 11)

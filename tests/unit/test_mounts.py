@@ -6,17 +6,9 @@ from typing import Any
 
 import pytest
 
-from tesgate.model.mounts import (
-    MANY_INPUTS,
-    MountError,
-    MountTable,
-    Place,
-    check_paths,
-    has_wildcards,
-    mount_table,
-    normal_path,
-)
-from tesgate.runner.transfer import globs
+from tesgate.model.container_paths import MountError, has_wildcards, normal_path
+from tesgate.model.mounts import MANY_INPUTS, MountTable, Place, check_paths, mount_table
+from tesgate.runner.transfer import patterns
 
 
 def task(
@@ -316,7 +308,7 @@ def test_thousands_of_paths_take_no_time() -> None:
     "path", ["/a", "/a/*", "/a?", "/[ab]", "/[", "/]", r"/\*", r"/\[a]", "/[!a]", "/[]]", "/[]", "/{a,b}"]
 )
 def test_patterns_are_told_as_the_runner_tells_them(path: str) -> None:
-    assert has_wildcards(path) == globs.has_wildcards(path)
+    assert has_wildcards(path) == patterns.has_wildcards(path)
 
 
 def test_normal_path_keeps_the_root() -> None:

@@ -7,7 +7,8 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tesgate.model.mounts import MountError, check_paths, has_wildcards, mount_table
+from tesgate.model.container_paths import MountError, has_wildcards
+from tesgate.model.mounts import check_paths, mount_table
 from tesgate.runner.plan import Mount
 
 # Few names, so that paths meet; system directories among them.

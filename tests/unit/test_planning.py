@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tesgate.model.mounts import MountError
+from tesgate.model.container_paths import MountError
 from tesgate.model.planning import GB, Need, PlanSettings, build_plan, local_path, local_paths, need
 from tesgate.runner.plan import Plan, RunAs
 from tesgate.runner.wire import decode, encode

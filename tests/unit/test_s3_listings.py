@@ -13,8 +13,7 @@ import pytest
 from tesgate.config import S3Endpoint
 from tesgate.model.ids import TaskIds
 from tesgate.runner.access import Signed
-from tesgate.storage.s3 import objects
-from tesgate.storage.s3 import workspace as module
+from tesgate.storage.s3 import objects, reading, settling
 from tesgate.storage.s3.store import ObjectStore, StoreFault
 from tesgate.storage.s3.urls import Location
 from tesgate.storage.s3.workspace import ObjectWorkspace
@@ -81,20 +80,21 @@ async def test_tasks_of_all_pages_are_found() -> None:
 
 async def test_what_another_replica_wrote_to_a_settled_log_is_settled_later(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [1000.0]
-    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(settling, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     task = TaskIds()()
     item = {"Key": f"p/logs/{task}/1/0.stdout", "Size": 1, "LastModified": datetime.now(UTC) - timedelta(days=1)}
     told = Told(*[{"Contents": [item]}] * 3)
     workspace = ObjectWorkspace(store=told.store(), place=Location("s3", "bkt", "p"))
     asked = []
-    for clock[0] in (1000.0, 1001.0, 1000.0 + 2.5 * module.REST, 1000.0 + 4 * module.REST, 1000.0 + 8 * module.REST):
+    for later in (0.0, 1.0, 2.5 * settling.REST, 4 * settling.REST, 8 * settling.REST):
+        clock[0] = 1000.0 + later
         await workspace.settle(task)
         asked.append(len(told.asked))
     assert asked == [1, 1, 2, 2, 3]
 
 
 async def test_a_slow_reader_holds_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CHUNK", 4)
+    monkeypatch.setattr(reading, "CHUNK", 4)
     task, data = TaskIds()(), b"0123456789"
     open_ones: set[Body] = set()
 

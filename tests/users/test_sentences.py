@@ -15,7 +15,7 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
-from tesgate.store import database as database_module
+from tesgate.store import connections
 from tesgate.store.database import Database
 from tesgate.store.errors import StoreError
 from tests.beds.postgres import Server
@@ -344,7 +344,7 @@ async def test_a_wrong_password_is_not_printed(given: Given, stranger: str) -> N
 
 
 async def test_a_server_that_is_too_old(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database_module, "OLDEST", 99)
+    monkeypatch.setattr(connections, "OLDEST", 99)
     with pytest.raises(StoreError, match=r"is PostgreSQL \d+.*, and tesgate needs 99 or newer: upgrade it"):
         await Database(database_url).open()
 

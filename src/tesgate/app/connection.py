@@ -13,8 +13,6 @@ from __future__ import annotations
 import asyncio
 import enum
 import re
-import socket
-import struct
 from collections import deque
 from collections.abc import Sized
 from http import HTTPStatus
@@ -26,7 +24,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from tesgate.api.errors import error_body
+from tesgate.app.endings import RATE, Taking, refusal, reset, write_end
 from tesgate.app.guests import LINGERING, SILENCE, Bounds, Guest, make_room
 
 __all__ = ["Connection"]
@@ -37,8 +35,6 @@ _MAX_LOST = 64 << 20
 """Of a body whose request was answered before it came to its end, so much is read and thrown away."""
 _MAX_AHEAD = 100
 """Requests that wait for the answer to the one before them."""
-_RATE = 1024
-"""Bytes a second below which a client counts as standing still."""
 _LINGER = 2.0
 """So long a refused client may go on sending, so that it reads the refusal and not a reset."""
 
@@ -117,8 +113,7 @@ class Connection(HttpToolsProtocol, Guest):
         self._gone = False
         self._closing: float | None = None
         """Since when a TLS connection is being closed."""
-        self._sending: tuple[float, int] | None = None
-        """Since when bytes wait for the client to take them, and how many they were."""
+        self._taking = Taking()
 
     # of the transport
 
@@ -131,9 +126,9 @@ class Connection(HttpToolsProtocol, Guest):
         if make_room(self.connections):
             return
         self._part = _Part.REFUSED
-        transport.write(_answer(HTTPStatus.SERVICE_UNAVAILABLE, _FULL))
+        transport.write(refusal(HTTPStatus.SERVICE_UNAVAILABLE, _FULL))
         if len(self.connections) <= self.bounds.connections + LINGERING:
-            _write_end(transport)
+            write_end(transport)
         else:
             transport.close()
 
@@ -184,7 +179,7 @@ class Connection(HttpToolsProtocol, Guest):
     def resume_writing(self) -> None:
         """The client has taken what it was sent."""
         super().resume_writing()
-        self._sending = None
+        self._taking.all()
 
     # of the parser
 
@@ -300,9 +295,9 @@ class Connection(HttpToolsProtocol, Guest):
             self._asked[-1].keep_alive = False
             return
         if broken is None or not broken.response_started:
-            self.transport.write(_answer(status, msg))
+            self.transport.write(refusal(status, msg))
         # Closed while something lies unread, TCP would reset, and the client might never see the answer.
-        _write_end(self.transport)
+        write_end(self.transport)
 
     # once a second
 
@@ -310,11 +305,11 @@ class Connection(HttpToolsProtocol, Guest):
         """Let go of a client that keeps us waiting for too long."""
         if self._is_left(now):
             self.transport.abort()
-        elif self._is_stuck(now):
-            self._drop()
+        elif self._taking.is_stuck(now, self.transport.get_write_buffer_size(), self.bounds.patience):
+            reset(self.transport)
         elif self._part is _Part.REFUSED:
             if not self._asked and now - self.since > _LINGER:
-                self._drop()
+                reset(self.transport)
         elif self._part is _Part.NOTHING:
             # Uvicorn's own timer is gone where something came that was no request.
             if not self._asked and now - self.since > self.timeout_keep_alive + 1:
@@ -347,34 +342,15 @@ class Connection(HttpToolsProtocol, Guest):
     def _late(self, now: float) -> None:
         cycle: RequestResponseCycle | None = self.cycle  # none before the first head
         answered = cycle is None or cycle.response_complete
-        if self._part is _Part.BODY and self._came >= _RATE * self.bounds.patience:
+        if self._part is _Part.BODY and self._came >= RATE * self.bounds.patience:
             self.since, self._came = now, 0
         elif self._silent:
             self.transport.close()
         elif self._part is _Part.BODY and answered:
-            self._drop()
+            reset(self.transport)
         else:
             words = f"The request did not arrive within {self.bounds.patience:g} s; send it again, faster."
             self._refuse(HTTPStatus.REQUEST_TIMEOUT, words)
-
-    def _drop(self) -> None:
-        """Close with a reset, so that the kernel forgets what the client will not take."""
-        if (connection := self.transport.get_extra_info("socket")) is not None:
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.transport.abort()
-
-    def _is_stuck(self, now: float) -> bool:
-        """Whether the client has not taken what it was sent for too long."""
-        waiting = self.transport.get_write_buffer_size()
-        if not waiting:
-            self._sending = None
-        elif self._sending is None:
-            self._sending = (now, waiting)
-        elif now - self._sending[0] > self.bounds.patience:
-            if self._sending[1] - waiting < _RATE * self.bounds.patience:
-                return True
-            self._sending = (now, waiting)
-        return False
 
     def is_idle(self) -> bool:
         """Whether the client is between two requests, or has had its time to ask for something."""
@@ -395,20 +371,3 @@ class Connection(HttpToolsProtocol, Guest):
             self.transport.close()
             return
         self.connections.discard(self)
-
-
-def _write_end(transport: asyncio.Transport) -> None:
-    """Say that nothing more comes, and let the client read. TLS has no half of a connection: there it is closed."""
-    if transport.can_write_eof():
-        transport.write_eof()
-    else:
-        transport.close()
-
-
-def _answer(status: HTTPStatus, msg: str) -> bytes:
-    body = error_body(status, msg)
-    head = (
-        f"HTTP/1.1 {status} {status.phrase}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
-        "x-content-type-options: nosniff\r\nconnection: close\r\n\r\n"
-    )
-    return head.encode() + body

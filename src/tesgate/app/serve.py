@@ -11,6 +11,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
+from typing import Any
 
 import anyio
 import anyio.abc
@@ -242,6 +243,13 @@ def _agent(gateway: Gateway, url: str) -> LocalAgent:
 
 
 def _named_secrets(settings: Settings) -> list[str]:
-    """Variables that the settings name as places of secrets."""
-    words = [word for endpoint in settings.s3.endpoints for word in endpoint.model_dump().values()]
-    return [word.removeprefix("env:") for word in words if isinstance(word, str) and word.startswith("env:")]
+    """Variables that the settings name as places of secrets (``env:NAME``), wherever they do."""
+
+    def texts(value: Any) -> Iterator[str]:
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, dict | list):
+            for inner in value.values() if isinstance(value, dict) else value:
+                yield from texts(inner)
+
+    return [word.removeprefix("env:") for word in texts(settings.model_dump()) if word.startswith("env:")]

@@ -73,7 +73,9 @@ def serve(
     config: Config = None,
     file_root: Annotated[
         list[str] | None,
-        typer.Option(help="Directory that tasks may use by file:// (may be repeated).", metavar="[NAME=]PATH[:ro]"),
+        typer.Option(
+            help="Directory that tasks may use by file:// (may be repeated).", metavar="[NAME=]PATH[:ro][:mount]"
+        ),
     ] = None,
     runtime: Annotated[str | None, typer.Option(help="docker, bubblewrap, none or auto [default: auto].")] = None,
     roles: Annotated[str | None, typer.Option(help="api, control or both [default: api,control].")] = None,

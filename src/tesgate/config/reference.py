@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from tesgate.config.schema import ENV_PREFIX, AgentPool, Credential, FileRoot, Settings
+from tesgate.config.schema import ENV_PREFIX, Settings
 
 __all__ = ["reference_page", "settings_schema"]
 
 _HEAD = """# Configuration
 
-<!-- Made by tools/export_config.py from src/tesgate/config/schema.py; do not edit. -->
+<!-- Made by tools/export_config.py from src/tesgate/config; do not edit. -->
 
 `tesgate serve --config tesgate.yaml` reads a YAML file (`TESGATE_CONFIG` names one, too). Each setting can also come
 from an environment variable, and some from the command line. The first one wins: command line, environment, file,
@@ -61,35 +62,43 @@ def reference_page() -> str:
     """Markdown of ``docs/configuration.md``."""
     top: list[str] = []
     groups: list[str] = []
+    ranges = _ranges(Settings)
     for name, info in Settings.model_fields.items():
         kind = info.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
-            groups += ["", f"## {name}", "", kind.__doc__ or "", "", *_table(name, kind)]
+            groups += ["", f"## {name}", "", kind.__doc__ or "", "", *_table(name, kind), *_lists(name, kind)]
         else:
-            top.append(_row("", name, info, Settings))
-    head = ["", "## Top level", "", *_HEADER, *top]
-    roots = ["", "### file_roots", "", FileRoot.__doc__ or "", "", *_table("file_roots[]", FileRoot)]
-    roots += ["", "### credentials", "", Credential.__doc__ or "", "", *_table("credentials[]", Credential)]
-    roots += ["", "### pools", "", AgentPool.__doc__ or "", "", *_table("pools[]", AgentPool)]
-    return "\n".join([_HEAD.rstrip(), *head, *roots, *groups]) + "\n"
+            top.append(_row("", name, info, ranges[name]))
+    head = ["", "## Top level", "", *_HEADER, *top, *_lists("", Settings)]
+    return "\n".join([_HEAD.rstrip(), *head, *groups]) + "\n"
 
 
 _HEADER = ["| setting | default | meaning | variable, option |", "|---|---|---|---|"]
 
 
+def _lists(prefix: str, model: type[BaseModel]) -> Iterator[str]:
+    """A table for each setting that is a list of tables, and for those inside of it."""
+    for name, info in model.model_fields.items():
+        kind = next(iter(get_args(info.annotation)), None) if get_origin(info.annotation) is list else None
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            path = f"{prefix}.{name}" if prefix else name
+            yield from ("", f"### {path}", "", kind.__doc__ or "", "", *_table(f"{path}[]", kind))
+            yield from _lists(f"{path}[]", kind)
+
+
 def _table(prefix: str, model: type[BaseModel]) -> list[str]:
-    return [*_HEADER, *(_row(prefix, name, info, model) for name, info in model.model_fields.items())]
+    ranges = _ranges(model)
+    return [*_HEADER, *(_row(prefix, name, info, ranges[name]) for name, info in model.model_fields.items())]
 
 
-def _row(prefix: str, name: str, info: FieldInfo, model: type[BaseModel]) -> str:
+def _row(prefix: str, name: str, info: FieldInfo, range_: str) -> str:
     path = f"{prefix}.{name}" if prefix else name
     extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
     ways = [] if "[]" in path else [f"`{ENV_PREFIX}{path.replace('.', '__').upper()}`"]
     if "flag" in extra:
         ways.append(f"`{extra['flag']}`")
     meaning = (info.description or "").replace("|", "\\|")
-    limits = _limits(model, name)
-    words = f"{meaning} {limits}".strip()
+    words = f"{meaning} {range_}".strip()
     return f"| `{path}` | {_default(info, extra)} | {words} | {', '.join(ways)} |"
 
 
@@ -102,9 +111,12 @@ def _default(info: FieldInfo, extra: dict[str, Any]) -> str:
     return f"`{json.dumps(value)}`"
 
 
-def _limits(model: type[BaseModel], name: str) -> str:
-    """Range and choices, in words, from the JSON schema (which knows about them whatever the type's form)."""
-    schema = model.model_json_schema()["properties"][name]
+def _ranges(model: type[BaseModel]) -> dict[str, str]:
+    """Range and choices of each setting, from the JSON schema (which knows about them whatever the type's form)."""
+    return {name: _in_words(schema) for name, schema in model.model_json_schema()["properties"].items()}
+
+
+def _in_words(schema: dict[str, Any]) -> str:
     found: list[str] = []
     for part in [schema, *schema.get("anyOf", [])]:
         if "enum" in part:

@@ -11,9 +11,9 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 
 from tesgate.config.compute import AgentPool, AgentSettings, Defaults, RuntimeSettings, TimeoutSettings
 from tesgate.config.credentials import Credential
-from tesgate.config.drs import DrsHost, DrsSettings
+from tesgate.config.drs import DrsSettings
 from tesgate.config.keeping import ControlSettings, LogSettings, PoolSettings, RetentionSettings, RetrySettings
-from tesgate.config.s3 import S3Endpoint, S3Grant, S3Settings
+from tesgate.config.s3 import S3Settings
 from tesgate.config.serving import (
     AuthSettings,
     CorsSettings,
@@ -26,35 +26,7 @@ from tesgate.config.serving import (
 from tesgate.config.storage import FileRoot, UrlPolicySettings
 from tesgate.config.types import DatabaseURL, words
 
-__all__ = [
-    "ENV_PREFIX",
-    "AgentPool",
-    "AgentSettings",
-    "AuthSettings",
-    "ControlSettings",
-    "CorsSettings",
-    "Credential",
-    "Defaults",
-    "DialectSettings",
-    "DrsHost",
-    "DrsSettings",
-    "FileRoot",
-    "Limits",
-    "LogSettings",
-    "PoolSettings",
-    "RetentionSettings",
-    "RetrySettings",
-    "RuntimeSettings",
-    "S3Endpoint",
-    "S3Grant",
-    "S3Settings",
-    "ServerSettings",
-    "ServiceSettings",
-    "Settings",
-    "TelemetrySettings",
-    "TimeoutSettings",
-    "UrlPolicySettings",
-]
+__all__ = ["ENV_PREFIX", "Settings"]
 
 ENV_PREFIX = "TESGATE_"
 

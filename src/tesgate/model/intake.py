@@ -14,7 +14,8 @@ from pydantic_core import ErrorDetails
 from tesgate.config import Defaults, Limits
 from tesgate.errors import BadRequest
 from tesgate.ga4gh import tes
-from tesgate.model.mounts import MountError, check_paths, has_wildcards, normal_path
+from tesgate.model.container_paths import MountError, has_wildcards, normal_path
+from tesgate.model.mounts import check_paths
 from tesgate.model.records import Resources
 from tesgate.model.wishes import WishError, gpus_of, wish_of
 

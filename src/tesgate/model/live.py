@@ -16,7 +16,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from tesgate.model.mounts import Live, fixed_directory, has_wildcards, mountable, normal_path, written_paths
+from tesgate.model.container_paths import fixed_directory, has_wildcards, mountable, normal_path
+from tesgate.model.mounts import Live, written_paths
 from tesgate.model.roots import KnownRoot, lies_in, local_path, root_of
 
 __all__ = ["is_live_output", "live_places", "notes_of"]

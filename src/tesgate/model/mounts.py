@@ -8,7 +8,7 @@ the task may write, ``ro/ref/a.fa`` is ``/ref/a.fa`` where it may not. The rules
    lies, and always ``/tmp``. A workdir that holds nothing of the task is left to the image (``/app`` with the program
    in it must stay visible); exec makes it where the image lacks it.
 2. A directory that the image has and needs is never mounted over. Outputs there are `Collect` entries, copied out of
-   the container after each executor; a volume there is a `MountError`. How deep a path must lie: `mountable`.
+   the container after each executor; a volume there is a `MountError`. How deep a path must lie: `container_paths`.
 3. An input that is an ancestor of anything writable is writable itself, and so is the parent of more than
    `MANY_INPUTS` files (one mount instead of hundreds).
 4. Writable directories inside one another are one mount, the outermost; the inner ones are ``directories``.
@@ -21,73 +21,36 @@ what roots of mode ``mount`` hold may lie inside another mount (`tesgate.model.l
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from tesgate.model.container_paths import (
+    SCRATCH,
+    MountError,
+    ancestors,
+    below,
+    fixed_directory,
+    has_wildcards,
+    is_free,
+    is_of_the_kernel,
+    mountable,
+    normal_path,
+    outermost,
+    parent,
+    within,
+)
 from tesgate.runner.plan import Collect, Mount
 
-__all__ = [
-    "MANY_INPUTS",
-    "Live",
-    "MountError",
-    "MountTable",
-    "Place",
-    "check_paths",
-    "fixed_directory",
-    "has_wildcards",
-    "mount_table",
-    "mountable",
-    "normal_path",
-    "written_paths",
-]
+__all__ = ["MANY_INPUTS", "Live", "MountTable", "Place", "check_paths", "mount_table", "written_paths"]
 
 MANY_INPUTS = 200
 """From more input files than this in one directory, the directory is mounted and not each file."""
 
 _NOTHING: Mapping[str, Live] = MappingProxyType({})
-
-_KERNEL = frozenset({"proc", "sys", "dev"})
-"""Made by the engine for each container: nothing is put there and nothing is kept from there."""
-
-_OURS = ".tesgate"
-"""Where exec and its control directory are bound."""
-
-_PACKAGED = frozenset({"bin", "sbin", "lib", "lib32", "lib64", "libx32", "usr", "etc", "boot", "opt", "root"})
-"""Trees that packages and image builders fill to any depth (``/opt/conda``, ``/usr/src/app``, ``/root/.local``)."""
-
-_IMPLIED_DEPTH = {"home": 3, "srv": 3, "run": 3, "var": 4}
-"""How deep a directory must lie in other trees of the image before an output's *parent* is mounted: ``/home/user`` and
-``/var/lib/x`` are homes of users and packages, ``/home/user/run1`` and ``/var/lib/cwl/stg1`` are not."""
-
-_NAMED_DEPTH = {"usr": 4, "etc": 3, "opt": 2, "root": 2, "home": 2, "srv": 2, "run": 2, "var": 3}
-"""The same for a directory that the task *names* (a volume, a DIRECTORY input or output): that it starts empty or holds
-the input is then what was asked for. The other trees of `_PACKAGED` are never mounted over."""
-
-_SCRATCH = frozenset({"/tmp", "/var/tmp"})
-"""Writable by everybody, and empty in every image that matters."""
-
-
-_NORMAL = re.compile(rf"(?!/{re.escape(_OURS)}(?:/|\Z))(?:/(?!\.\.?(?:/|\Z))[^/\0]+)+")
-"""A path that `normal_path` returns as it is."""
-
-_IMAGE = "|".join(sorted(map(re.escape, {*_KERNEL, _OURS, *_PACKAGED, *_IMPLIED_DEPTH, *_NAMED_DEPTH})))
-_PART = r"/(?!\.\.?(?:/|\Z))[^/\0*?\[\\{]+"
-_FREE = re.compile(rf"(?!/(?:{_IMAGE}|tmp)(?:/|\Z))(?:{_PART})+")
-"""A normal path without wildcards in a tree of its own, where everything may be mounted."""
-_FREE_BELOW = re.compile(rf"(?!/(?:{_IMAGE})(?:/|\Z))(?:{_PART}){{2,}}")
-"""The same with a parent that may be mounted: at least two parts, also below /tmp."""
-
-_ESCAPED = re.compile(r"\\.", re.DOTALL)
-_WILDCARD = re.compile(r"[*?]|\[[!^]?+\]?+[^\]]*\]")
-
-
-class MountError(ValueError):
-    """A path that cannot be served. The message is one sentence that begins with the path's place in the document."""
 
 
 class Place(NamedTuple):
@@ -121,29 +84,6 @@ class MountTable:
     """Places (``rw/…``) inside writable mounts that must exist before the first executor."""
 
 
-def normal_path(path: object, where: str) -> str:
-    """Return `path` without doubled or trailing slashes and ``.`` parts; `where` names it in the `MountError`."""
-    if isinstance(path, str) and _NORMAL.fullmatch(path):
-        return path
-    if not isinstance(path, str) or not path:
-        raise MountError(f"{where}: a path is missing")
-    if not path.startswith("/"):
-        raise MountError(f"{where}: {path!r} must be an absolute path inside the container")
-    if "\0" in path:
-        raise MountError(f"{where}: {path!r} holds a NUL character")
-    parts = [part for part in path.split("/") if part not in ("", ".")]
-    if ".." in parts:
-        raise MountError(f"{where}: {path!r} must not hold '..'")
-    if parts and parts[0] == _OURS:
-        raise MountError(f"{where}: {path!r} lies in /{_OURS}, which is reserved for tesgate")
-    return "/" + "/".join(parts)
-
-
-def has_wildcards(path: str) -> bool:
-    """Whether an output's path is a pattern: the same rule as in `tesgate.runner.transfer.globs`."""
-    return _WILDCARD.search(_ESCAPED.sub("", path)) is not None
-
-
 def check_paths(document: Mapping[str, Any]) -> None:
     """Raise `MountError` for a task whose paths cannot be served; the API answers it with 400."""
     if not _is_free(document):
@@ -160,16 +100,16 @@ def _is_free(document: Mapping[str, Any]) -> bool:
     if len({item.get("path") for item in inputs}) < len(inputs):
         return False
     for item in (*inputs, *(document.get("outputs") or ())):
-        if not (_FREE if item.get("type") == "DIRECTORY" else _FREE_BELOW).fullmatch(str(item.get("path"))):
+        if not is_free(str(item.get("path")), file=item.get("type") != "DIRECTORY"):
             return False
     for path in document.get("volumes") or ():
-        if not _FREE.fullmatch(path):
+        if not is_free(path, file=False):
             return False
     for executor in document.get("executors") or ():
-        if (workdir := executor.get("workdir")) and not _FREE.fullmatch(workdir):
+        if (workdir := executor.get("workdir")) and not is_free(workdir, file=False):
             return False
         for stream in ("stdin", "stdout", "stderr"):
-            if (path := executor.get(stream)) and not _FREE_BELOW.fullmatch(path):
+            if (path := executor.get(stream)) and not is_free(path, file=True):
                 return False
     return True
 
@@ -189,15 +129,15 @@ def mount_table(document: Mapping[str, Any], live: Mapping[str, Live] = _NOTHING
     wanted = _Wanted.of(document, inputs)
     if live:
         wanted = wanted.outside(live)
-        inputs = {path: kind for path, kind in inputs.items() if not _below(path, live)}
-    writable = _outermost(wanted.writable | _widened(inputs, wanted))
+        inputs = {path: kind for path, kind in inputs.items() if not below(path, live)}
+    writable = outermost(wanted.writable | _widened(inputs, wanted))
     collected = _collected(wanted, inputs, writable | live.keys())
     # A file in a directory of the image that is both input and output: one writable bind, nothing to collect.
     in_place = collected & inputs.keys()
-    read_only = _outermost(path for path in inputs if path not in in_place and not _below(path, writable))
+    read_only = outermost(path for path in inputs if path not in in_place and not below(path, writable))
 
     mounts = [
-        Mount(source="rw" + path, target=path, mode=0o1777 if path in _SCRATCH else 0o777) for path in sorted(writable)
+        Mount(source="rw" + path, target=path, mode=0o1777 if path in SCRATCH else 0o777) for path in sorted(writable)
     ]
     mounts += [Mount(source="rw" + path, target=path, directory=False) for path in sorted(in_place)]
     mounts += [
@@ -218,13 +158,13 @@ def mount_table(document: Mapping[str, Any], live: Mapping[str, Live] = _NOTHING
     places = []
     for item in document.get("inputs") or []:
         path = normal_path(item.get("path"), "inputs")
-        if live and _below(path, live):
+        if live and below(path, live):
             places.append(Place("live" + path, False))
             continue
-        free = path in in_place or _below(path, writable)
+        free = path in in_place or below(path, writable)
         places.append(Place(("rw" if free else "ro") + path, free))
     collect = [Collect(path=path, pattern=has_wildcards(path)) for path in sorted(collected - in_place)]
-    inner = {path for path in wanted.directories if path not in writable and _below(path, writable)}
+    inner = {path for path in wanted.directories if path not in writable and below(path, writable)}
     return MountTable(mounts, places, collect, ["rw" + path for path in sorted(inner - inputs.keys())])
 
 
@@ -251,28 +191,28 @@ class _Wanted:
             for stream in ("stdin", "stdout", "stderr"):
                 if executor.get(stream):
                     path = normal_path(executor[stream], f"executors[{index}].{stream}")
-                    if stream != "stdin" and _top(path) not in _KERNEL:  # /dev/null and its like are the container's
+                    if stream != "stdin" and not is_of_the_kernel(path):  # /dev/null and its like are the container's
                         wanted.file(path)
             if executor.get("workdir"):
                 workdirs.add(normal_path(executor["workdir"], f"executors[{index}].workdir"))
         volumes = wanted.volumes(document)
         # A FILE output that other paths of the task lie in is a directory (Nextflow), and can be mounted as one.
-        holding = _with_ancestors(wanted.writable | volumes)
+        holding = ancestors(wanted.writable | volumes)
         for path in sorted(wanted.collected & holding):
             if mountable(path, named=True):
                 wanted.collected.discard(path)
                 wanted.mount(path)
         # What a directory that is collected whole holds is collected with it, not mounted into it.
         whole = {path for path in wanted.collected if not has_wildcards(path)}
-        wanted.writable = {path for path in wanted.writable if path in _SCRATCH or not _below(path, whole)}
+        wanted.writable = {path for path in wanted.writable if path in SCRATCH or not below(path, whole)}
         for path in volumes:
             wanted.mount(path)
-        used = _with_ancestors([*inputs, *wanted.paths])
+        used = ancestors([*inputs, *wanted.paths])
         for path in workdirs:
             wanted.directories.add(path)
-            if path in used and mountable(path, named=False) and not _below(path, whole):
+            if path in used and mountable(path, named=False) and not below(path, whole):
                 wanted.mount(path)
-            elif _below(path, inputs.keys()):
+            elif below(path, inputs.keys()):
                 wanted.paths.add(path)
         return wanted
 
@@ -280,7 +220,7 @@ class _Wanted:
         """Without what lies in mounts that are no scratch of ours."""
         return _Wanted(
             *(
-                {path for path in some if not _below(path, live)}
+                {path for path in some if not below(path, live)}
                 for some in (self.writable, self.directories, self.paths, self.collected)
             )
         )
@@ -313,11 +253,11 @@ class _Wanted:
             self.collected.add(path)
 
     def file(self, path: str) -> None:
-        self.either(_parent(path), path, named=False)
+        self.either(parent(path), path, named=False)
 
     def output(self, output: Mapping[str, Any], where: str) -> None:
         path = normal_path(output.get("path"), where)
-        if _top(path) in _KERNEL:
+        if is_of_the_kernel(path):
             raise MountError(f"{where}: nothing can be stored from {path!r}; write to a directory such as '/out'")
         if path == "/":
             raise MountError(f"{where}: '/' is the whole container; name the directory that holds the results")
@@ -333,9 +273,9 @@ class _Wanted:
 
 def _collected(wanted: _Wanted, inputs: Mapping[str, str], writable: frozenset[str]) -> set[str]:
     """Keep of what is to be collected that which no mount and no other collected directory holds."""
-    left = {path for path in wanted.collected if not _below(path, writable)}
+    left = {path for path in wanted.collected if not below(path, writable)}
     whole = {path for path in left if not has_wildcards(path)}
-    inner = {path for path in wanted.collected | wanted.paths if _below(_parent(path), whole)}
+    inner = {path for path in wanted.collected | wanted.paths if below(parent(path), whole)}
     if both := sorted(inner & inputs.keys()):
         raise MountError(f"inputs: {both[0]!r} is changed in place inside an output directory that is the image's own")
     left -= inner
@@ -347,7 +287,7 @@ def _collected(wanted: _Wanted, inputs: Mapping[str, str], writable: frozenset[s
                     path
                 ).count("/")
             else:
-                clash = _within(mount, path)
+                clash = within(mount, path)
             if clash:
                 raise MountError(
                     f"outputs: {path!r} lies in the image's own directories and would take in {mount!r}, which is"
@@ -363,9 +303,9 @@ def _inputs(document: Mapping[str, Any]) -> dict[str, str]:
         where = f"inputs[{index}].path"
         path = normal_path(item.get("path"), where)
         kind = "DIRECTORY" if item.get("type") == "DIRECTORY" else "FILE"
-        if path == "/" or _top(path) in _KERNEL:
+        if path == "/" or is_of_the_kernel(path):
             raise MountError(f"{where}: nothing can be put at {path!r}; choose a path such as '/in/data'")
-        if kind == "FILE" and (path in _SCRATCH or (path.count("/") == 1 and not mountable(path, named=False))):
+        if kind == "FILE" and (path in SCRATCH or (path.count("/") == 1 and not mountable(path, named=False))):
             raise MountError(f"{where}: {path!r} is a directory in every container; choose a path inside it")
         if kind == "DIRECTORY" and not mountable(path, named=True):
             raise MountError(
@@ -384,10 +324,10 @@ def _source(item: Mapping[str, Any]) -> tuple[Any, Any, Any]:
 
 def _widened(inputs: Mapping[str, str], wanted: _Wanted) -> set[str]:
     """Inputs that must be writable because something writable lies in them, and crowded directories."""
-    parents = Counter(_parent(path) for path, kind in inputs.items() if kind == "FILE")
+    parents = Counter(parent(path) for path, kind in inputs.items() if kind == "FILE")
     crowded = {path for path, count in parents.items() if count > MANY_INPUTS and mountable(path, named=False)}
-    above = _with_ancestors(_parent(path) for path in wanted.paths | wanted.writable | crowded)
-    holding = _with_ancestors(_parent(path) for path in inputs)
+    above = ancestors(parent(path) for path in wanted.paths | wanted.writable | crowded)
+    holding = ancestors(parent(path) for path in inputs)
     same = wanted.paths | wanted.writable
     wider = {
         path
@@ -398,62 +338,3 @@ def _widened(inputs: Mapping[str, str], wanted: _Wanted) -> set[str]:
         if not mountable(path, named=True):
             raise MountError(f"inputs: {path!r} belongs to the image, yet other paths of the task lie in it")
     return wider | crowded
-
-
-def mountable(path: str, *, named: bool) -> bool:
-    """Whether a directory may be mounted over: it is not one that images have and need.
-
-    ``/mnt`` and ``/media`` may: they exist to be mounted over, and small images lack them.
-    """
-    if any(_within(path, scratch) for scratch in _SCRATCH):
-        return True
-    top, depth = _top(path), path.count("/") if path != "/" else 0
-    if depth == 0 or top in _KERNEL:
-        return False
-    if named:
-        return depth >= _NAMED_DEPTH[top] if top in _NAMED_DEPTH else top not in _PACKAGED
-    return top not in _PACKAGED and depth >= _IMPLIED_DEPTH.get(top, 1)
-
-
-def _outermost(paths: Iterable[str]) -> frozenset[str]:
-    """Only the paths that lie in no other one."""
-    known = set(paths)
-    return frozenset(path for path in known if path == "/" or not _below(_parent(path), known))
-
-
-def _below(path: str, directories: Collection[str]) -> bool:
-    """Whether one of `directories` is `path` or an ancestor of it."""
-    return any(candidate in directories for candidate in _upwards(path))
-
-
-def _with_ancestors(paths: Iterable[str]) -> set[str]:
-    return {ancestor for path in paths for ancestor in _upwards(path)}
-
-
-def _upwards(path: str) -> Iterator[str]:
-    while path != "/":
-        yield path
-        path = _parent(path)
-    yield path
-
-
-def _within(path: str, directory: str) -> bool:
-    return path == directory or directory == "/" or path.startswith(directory + "/")
-
-
-def _parent(path: str) -> str:
-    return path.rpartition("/")[0] or "/"
-
-
-def _top(path: str) -> str:
-    return path.split("/", 2)[1]
-
-
-def fixed_directory(pattern: str) -> str:
-    """The deepest directory of a pattern that holds no wildcard."""
-    parts = []
-    for part in pattern.split("/")[1:-1]:
-        if has_wildcards(part) or "{" in part:
-            break
-        parts.append(_ESCAPED.sub(lambda found: found.group()[1], part))
-    return "/" + "/".join(parts)

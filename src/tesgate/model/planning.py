@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from tesgate.model.container_paths import normal_path
 from tesgate.model.live import is_live_output, live_places, notes_of
-from tesgate.model.mounts import Live, Place, mount_table, normal_path
+from tesgate.model.mounts import Live, Place, mount_table
 from tesgate.model.roots import KnownRoot, local_path
 from tesgate.model.wishes import gpus_of
 from tesgate.runner.plan import Executor, Input, Keep, Limits, Output, Plan, RunAs, UrlPolicy

@@ -16,8 +16,9 @@ import anyio
 import anyio.to_thread
 
 from .plan import Keep, Plan
+from .removal import remove_tree
 from .runtime.base import Runtime, RuntimeFault
-from .scratch import Scratch, remove_tree
+from .scratch import Scratch
 
 __all__ = ["Kept"]
 

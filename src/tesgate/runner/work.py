@@ -18,9 +18,9 @@ from .logs import LogFollower, decode_tail
 from .places import make_places, read_control
 from .plan import Plan
 from .record import Final, Record
+from .removal import remove_tree
 from .reporter import Reporter
 from .runtime.base import Runtime, RuntimeFault
-from .scratch import remove_tree
 from .stageout import StageOut
 from .step import Step, enforced, user_of
 from .transfer.faults import PathRefused, StagingError, os_fault

@@ -9,104 +9,32 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
-from urllib.parse import urlsplit
+from typing import Any, Self, TypeVar, cast
 
 import anyio
 import asyncpg
-import pydantic_core
-from asyncpg.pool import PoolConnectionProxy
 
+from tesgate.store.connections import (
+    SERVER,
+    Connection,
+    Row,
+    check_server,
+    connect_options,
+    leave_as_is,
+    prepare_connection,
+)
 from tesgate.store.errors import DatabaseUnavailable, StoreError
+from tesgate.store.faults import LOST, ROLLED_BACK, is_fault, place_of, said, unavailable
 
-__all__ = ["Connection", "Database", "Row", "Usage", "is_fault", "place_of", "prepare_connection"]
+__all__ = ["Connection", "Database", "Row", "Usage"]
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-Row = asyncpg.Record
-if TYPE_CHECKING:  # the stubs have a parameter that the class has not
-    Connection = PoolConnectionProxy[asyncpg.Record]
-else:
-    Connection = PoolConnectionProxy
-
-OLDEST = 15
-"""The oldest major version of PostgreSQL that the statements were tried on."""
-CONNECTIONS_BESIDE = 2
-"""That a process uses beside its pool: the one that listens, and a command such as `tesgate token`."""
-
 FIRST_WAIT_SECONDS = 0.05
 LONGEST_WAIT_SECONDS = 0.5
-CONNECT_SECONDS = 5.0
-"""An attempt to connect that has no answer for so long is given up for a new one: its packets may have been lost."""
 SAY_AGAIN_SECONDS = 10.0
-
-LOST = (
-    OSError,  # ConnectionError and TimeoutError among them
-    asyncpg.PostgresConnectionError,
-    asyncpg.OperatorInterventionError,  # shut down, crashed, starting, cancelled by statement_timeout
-    asyncpg.InsufficientResourcesError,  # too many connections, disk full, out of memory
-    asyncpg.IdleInTransactionSessionTimeoutError,
-    asyncpg.ReadOnlySQLTransactionError,  # after a failover, until the name leads to the new primary
-    asyncpg.InternalClientError,
-)
-"""The database's or the network's fault, and perhaps a passing one."""
-
-ROLLED_BACK = (asyncpg.TransactionRollbackError, asyncpg.LockNotAvailableError)
-"""The statement surely left nothing behind: a deadlock, a serialization failure, lock_timeout."""
-
-PLANNING = {
-    # Statements name what they look for by arguments: the plan does not depend on the values, and a generic one that
-    # leaves partitions out when it starts costs a tenth of planning anew. (Left to itself the server would always plan
-    # anew, since it compares costs before pruning.) Lists alone plan for their values: store/tasks.py.
-    "plan_cache_mode": "force_generic_plan",
-    # Every statement finds its rows by an index. A plan that was made while a partition was empty must not read all of
-    # it when it is full.
-    "enable_seqscan": "off",
-    "enable_hashjoin": "off",
-    "enable_mergejoin": "off",
-    "enable_material": "off",
-    "random_page_cost": "1.1",
-    "max_parallel_workers_per_gather": "0",
-}
-
-CLOSED = ("connection is closed", "connection has been released", "pool is clos", "underlying connection is closed")
-
-
-def is_fault(exc: BaseException) -> bool:
-    """Whether `exc` is a fault of connection or server, not of the statement."""
-    if isinstance(exc, asyncpg.InterfaceError):  # covers wrong arguments too
-        return any(text in str(exc) for text in CLOSED)
-    return isinstance(exc, LOST)
-
-
-def place_of(dsn: str) -> str:
-    """Where the database is, without user and password: for messages."""
-    parts = urlsplit(dsn)
-    host = parts.netloc.rpartition("@")[2]
-    if not host:
-        host = next((pair[5:] for pair in parts.query.split("&") if pair.startswith("host=")), "localhost")
-    return f"{host}{parts.path}"
-
-
-def _encode(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else pydantic_core.to_json(value).decode()
-
-
-async def prepare_connection(connection: asyncpg.Connection[Any] | Connection) -> None:
-    """Let json and jsonb be Python values; ``bytes`` as an argument are JSON that is ready."""
-    for name in ("json", "jsonb"):
-        await connection.set_type_codec(
-            name, schema="pg_catalog", encoder=_encode, decoder=pydantic_core.from_json, format="text"
-        )
-
-
-async def _leave_as_is(connection: asyncpg.Connection[asyncpg.Record]) -> None:
-    """For a connection that goes back to the pool: asyncpg would send a RESET after every statement.
-
-    Nothing here leaves anything in a session: no SET, no LISTEN, no session locks; transactions are ended by asyncpg.
-    """
 
 
 @dataclass
@@ -174,21 +102,12 @@ class Database:
         self._min_size, self._max_size = min_size, max_size
         self._said_at = -math.inf
         self.usage = Usage()
-        self._connect_options: dict[str, Any] = {
-            "statement_cache_size": statement_cache_size,
-            # The server gives up first; this is for a network that says nothing any more.
-            "command_timeout": statement_timeout + 5,
-            "timeout": CONNECT_SECONDS,
-            "server_settings": {
-                "application_name": application_name,
-                "statement_timeout": str(int(statement_timeout * 1000)),
-                "lock_timeout": str(int(lock_timeout * 1000)),
-                "idle_in_transaction_session_timeout": str(int(statement_timeout * 1000)),
-                "timezone": "UTC",
-                "jit": "off",
-                **PLANNING,
-            },
-        }
+        self._connect_options = connect_options(
+            application_name=application_name,
+            statement_timeout=statement_timeout,
+            lock_timeout=lock_timeout,
+            statement_cache_size=statement_cache_size,
+        )
 
     @property
     def dsn(self) -> str:
@@ -223,7 +142,7 @@ class Database:
                 min_size=self._min_size,
                 max_size=self._max_size,
                 init=prepare_connection,
-                reset=_leave_as_is,
+                reset=leave_as_is,
                 **self._connect_options,
             )
 
@@ -236,7 +155,7 @@ class Database:
             asyncpg.ClientConfigurationError,
         ) as exc:
             raise StoreError(
-                f"The database at {place_of(self._dsn)} refuses us: {_said(exc)}. Correct user, password or database "
+                f"The database at {place_of(self._dsn)} refuses us: {said(exc)}. Correct user, password or database "
                 "name in database_url, or let this user in (pg_hba.conf, GRANT CONNECT)."
             ) from exc
         except DatabaseUnavailable as exc:
@@ -244,35 +163,10 @@ class Database:
                 f"{exc} It was waited for {deadline:g} s: start it, or correct database_url."
             ) from exc
         try:
-            await self._look()
+            check_server(await self.fetchrow(SERVER), self._dsn, max_size=self._max_size)
         except BaseException:
             await self.close()
             raise
-
-    async def _look(self) -> None:
-        """Raises `StoreError` for a server that is too old; says where it has fewer connections than we may want."""
-        row = await self.fetchrow(
-            "SELECT current_setting('server_version') AS version, current_setting('server_version_num')::int AS number,"
-            " least(current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int,"
-            "       nullif((SELECT rolconnlimit FROM pg_roles WHERE rolname = current_user), -1),"
-            "       nullif((SELECT datconnlimit FROM pg_database WHERE datname = current_database()), -1)) AS allowed"
-        )
-        if row is None:
-            return
-        if row["number"] < OLDEST * 10_000:
-            raise StoreError(
-                f"The database at {place_of(self._dsn)} is PostgreSQL {row['version']}, and tesgate needs {OLDEST} or "
-                "newer: upgrade it, or give another one with database_url."
-            )
-        wanted = self._max_size + CONNECTIONS_BESIDE
-        if row["allowed"] < wanted:
-            logger.warning(
-                "the database at %s allows %d connections in all and this process may want %d: lower "
-                "database.max_size, or raise max_connections (or the role's CONNECTION LIMIT)",
-                place_of(self._dsn),
-                row["allowed"],
-                wanted,
-            )
 
     async def close(self) -> None:
         """Return what is in use, then close every connection; after five seconds without waiting. Idempotent."""
@@ -361,7 +255,7 @@ class Database:
                 await transaction.commit()
         except Exception as exc:
             if is_fault(exc) and not isinstance(exc, DatabaseUnavailable):
-                raise self._unavailable(exc) from exc
+                raise unavailable(self._dsn, exc) from exc
             raise
         finally:
             with anyio.CancelScope(shield=True):
@@ -445,7 +339,7 @@ class Database:
                     raise
                 if not again(exc) or time.monotonic() + wait > deadline:
                     self.usage.given_up += 1
-                    raise self._unavailable(exc) from exc
+                    raise unavailable(self._dsn, exc) from exc
                 self._say_away(exc)
                 repeated = True
             await anyio.sleep(wait)
@@ -455,19 +349,9 @@ class Database:
         """A line now and then, however many calls wait."""
         if time.monotonic() - self._said_at >= SAY_AGAIN_SECONDS:
             self._said_at = time.monotonic()
-            logger.warning("the database at %s is away, trying again: %s", place_of(self._dsn), _said(exc))
+            logger.warning("the database at %s is away, trying again: %s", place_of(self._dsn), said(exc))
 
     def _open_pool(self) -> asyncpg.Pool[asyncpg.Record]:
         if self._pool is None:
             raise StoreError("The database is not open.")
         return self._pool
-
-    def _unavailable(self, exc: BaseException) -> DatabaseUnavailable:
-        fault = DatabaseUnavailable(f"The database at {place_of(self._dsn)} is not available: {_said(exc)}.")
-        fault.passing = not isinstance(exc, asyncpg.DiskFullError | asyncpg.QueryCanceledError)
-        fault.locked = isinstance(exc, asyncpg.LockNotAvailableError)
-        return fault
-
-
-def _said(exc: BaseException) -> str:
-    return (str(exc).strip().splitlines() or [type(exc).__name__])[0][:200].rstrip(".") or type(exc).__name__

@@ -16,8 +16,9 @@ import anyio
 import anyio.abc
 import asyncpg
 
-from tesgate.store.database import Database, is_fault
+from tesgate.store.database import Database
 from tesgate.store.errors import DatabaseUnavailable
+from tesgate.store.faults import is_fault
 
 __all__ = ["EVERYTHING", "Listener", "Notifier"]
 

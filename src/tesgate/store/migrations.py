@@ -27,8 +27,9 @@ from importlib.resources import files
 import anyio
 import asyncpg
 
-from tesgate.store.database import Database, is_fault, place_of
+from tesgate.store.database import Database
 from tesgate.store.errors import DatabaseUnavailable, SchemaMismatch, StoreError
+from tesgate.store.faults import is_fault, place_of
 
 __all__ = ["Migration", "check_schema", "load_migrations", "migrate", "prepare_schema"]
 

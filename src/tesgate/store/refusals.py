@@ -7,8 +7,9 @@ from contextlib import contextmanager
 
 import asyncpg
 
-from tesgate.store.database import Database, place_of
+from tesgate.store.database import Database
 from tesgate.store.errors import SchemaMismatch, StoreError
+from tesgate.store.faults import place_of
 
 __all__ = ["refusals"]
 

@@ -10,7 +10,7 @@ from typing import IO, Any, Dict, Iterator, List, cast
 
 from urllib3.exceptions import HTTPError
 
-from ..transfer.globs import Matcher, base_of, expand_braces
+from ..transfer.patterns import Matcher, base_of, expand_braces
 from .archive import UnsafePath, empty_directories, extract, pack, parts_of
 from .base import Bind, Collect, EngineUnavailable, RuntimeFault, StepRefused
 from .engine import Engine, EngineError, Stream, in_path

@@ -9,7 +9,8 @@ from typing import Callable, Dict, List, Optional
 from ..plan import Output
 from .base import Entry, Sink
 from .faults import PathRefused, StagingError, os_fault
-from .globs import base_of, expand, has_braces, has_wildcards, unescape
+from .globs import expand
+from .patterns import base_of, has_braces, has_wildcards, unescape
 from .threads import Stop
 from .urls import is_local, join, parted, printable, redact
 from .view import Missing, Node, View

@@ -17,7 +17,7 @@ from .answers import WORTH_RETRYING, Passing, Route, faults, retry_after
 from .base import Entry, Item
 from .connect import HttpSettings, make_pools
 from .faults import LeaseLost, PathRefused, StagingError, os_fault
-from .globs import has_braces
+from .patterns import has_braces
 from .policy import AddressPolicy
 from .threads import Stop, parallel
 from .urls import parted, printable, redact
