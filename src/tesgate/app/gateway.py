@@ -26,6 +26,7 @@ from tesgate.control.held import Trust
 from tesgate.control.janitor import Janitor, LogKeeper
 from tesgate.control.keeper import Keeper
 from tesgate.control.observer import Observer
+from tesgate.control.orphans import OrphanSweeper
 from tesgate.control.supervisor import Supervisor, repeat
 from tesgate.control.uploads import UploadSweeper
 from tesgate.control.watchers import SilenceWatcher, watch_backend
@@ -67,6 +68,9 @@ AGENT_TICK = timedelta(seconds=5)
 
 SWEEP = timedelta(seconds=20)
 """Between two looks for uploads whose attempt is over."""
+
+ORPHANS = timedelta(minutes=10)
+"""Between two looks for uploads of which nobody ever heard."""
 
 
 class Gateway:
@@ -339,6 +343,14 @@ class Gateway:
             interval=min(SWEEP, timedelta(seconds=control.janitor_interval)),
         )
         supervisor.add("uploads", lambda: self._repeat("uploads", sweeper.once, sweeper.interval))
+        orphans = OrphanSweeper(
+            uploads=self._uploads,
+            endpoints=self._endpoints,
+            replicas=self._replicas,
+            trust=self._trust,
+            interval=ORPHANS,
+        )
+        supervisor.add("upload-orphans", lambda: self._repeat("upload-orphans", orphans.once, orphans.interval))
         second = timedelta(seconds=1)
         supervisor.add("trust", lambda: self._repeat("trust", keeper.watch_trust, second))
         supervisor.add("drivers", drivers.run)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import anyio.lowlevel
@@ -16,12 +17,15 @@ from tesgate.runner.access import Found, Page, Signed
 from tesgate.storage.s3.store import ObjectStore, StoreFault
 from tesgate.storage.s3.urls import Location, UrlRefused, check_key
 
-__all__ = ["Begun", "abort", "begin", "complete", "find_upload", "look", "page", "sign_parts", "sign_put"]
+__all__ = ["BEGIN_SPAN", "Begun", "Listed", "abort", "begin", "complete", "find_upload", "has_parts", "list_uploads"]
+__all__ += ["look", "page", "sign_parts", "sign_put"]
 
 READ_SPAN = 900.0
 """Seconds for which a request to read is good. What takes longer asks again."""
 PART_SPAN = 900.0
 """The same for parts of an upload, which nobody sees before it is completed."""
+BEGIN_SPAN = 15.0
+"""Seconds in which an upload is begun, or given up."""
 MOST_PARTS = 10_000
 """https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html"""
 LARGEST = 5 << 40
@@ -42,6 +46,17 @@ class Begun:
     id: str
     part_size: int
     algorithm: str | None
+    alone: bool
+    """It was asked for once only, so the store can have made no other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """An upload that is not completed, as the store tells of it."""
+
+    id: str
+    age: float
+    """Seconds since it was begun, by the store's own clock."""
 
 
 async def look(store: ObjectStore, at: Location, *, directory: bool) -> Found:
@@ -131,7 +146,8 @@ async def begin(store: ObjectStore, at: Location, *, size: int) -> Begun:
     """Begin an upload. Raises `StoreFault`."""
     _writable(store, anonymous=store.endpoint.anonymous)
     if size > LARGEST:
-        raise StoreFault("EntityTooLarge", f"{size} bytes are more than an object can have ({LARGEST})")
+        why = f"{size} bytes are more than an object can have ({LARGEST})"
+        raise StoreFault("EntityTooLarge", why, nothing_done=True)
     part = store.endpoint.part_mb * MIB
     part = max(part, math.ceil(size / MOST_PARTS / MIB) * MIB)
     arguments: dict[str, Any] = {}
@@ -150,12 +166,43 @@ async def begin(store: ObjectStore, at: Location, *, size: int) -> Begun:
         arguments["StorageClass"] = endpoint.storage_class
     answer = await store.call("create_multipart_upload", at.bucket, Key=at.key, **arguments)
     echoed = str(answer.get("ChecksumAlgorithm") or "").lower()
-    return Begun(id=answer["UploadId"], part_size=part, algorithm=echoed if echoed in ALGORITHMS else None)
+    return Begun(
+        id=answer["UploadId"],
+        part_size=part,
+        algorithm=echoed if echoed in ALGORITHMS else None,
+        alone=not answer["ResponseMetadata"].get("RetryAttempts"),
+    )
+
+
+async def list_uploads(store: ObjectStore, at: Location) -> list[Listed]:
+    """Uploads to exactly this key, of whoever. Raises `StoreFault`."""
+    found: list[Listed] = []
+    marker: dict[str, Any] = {}
+    for _ in range(EMPTY_PAGES):
+        # MinIO lists uploads of one key only, with the key as the prefix; elsewhere it comes first.
+        answer = await store.call("list_multipart_uploads", at.bucket, Prefix=at.key, **marker)
+        now = _date(answer) or datetime.now(UTC)
+        items = answer.get("Uploads") or []
+        found += [
+            Listed(item["UploadId"], (now - item["Initiated"]).total_seconds())
+            for item in items
+            if item["Key"] == at.key and isinstance(item.get("Initiated"), datetime)
+        ]
+        if not answer.get("IsTruncated") or answer.get("NextKeyMarker") != at.key:
+            break
+        marker = {"KeyMarker": answer["NextKeyMarker"], "UploadIdMarker": answer.get("NextUploadIdMarker") or ""}
+    return found
+
+
+async def has_parts(store: ObjectStore, at: Location, upload: str) -> bool:
+    """Whether anything was sent to an upload that is there. Raises `StoreFault`; gone is one too."""
+    answer = await store.call("list_parts", at.bucket, Key=at.key, UploadId=upload, MaxParts=1)
+    return bool(answer.get("Parts"))
 
 
 async def find_upload(store: ObjectStore, at: Location, upload: str) -> None:
     """Whether the upload is still there. Raises `StoreFault`."""
-    await store.call("list_parts", at.bucket, Key=at.key, UploadId=upload, MaxParts=1)
+    await has_parts(store, at, upload)
 
 
 async def sign_parts(
@@ -293,7 +340,8 @@ async def _is_ours(store: ObjectStore, at: Location, etags: Sequence[str], size:
 
 def _writable(store: ObjectStore, *, anonymous: bool) -> None:
     if anonymous:
-        raise StoreFault("AccessDenied", f"endpoint {store.name} is only read, without credentials")
+        why = f"endpoint {store.name} is only read, without credentials"
+        raise StoreFault("AccessDenied", why, nothing_done=True)
 
 
 def _kept(endpoint: S3Endpoint) -> dict[str, str]:
@@ -319,6 +367,16 @@ def _whole(answer: Mapping[str, Any]) -> dict[str, str]:
     if answer.get("ChecksumType") == "COMPOSITE":
         return {}
     return {name: answer[word] for name, word in _NAMES.items() if answer.get(word) and "-" not in answer[word]}
+
+
+def _date(answer: Mapping[str, Any]) -> datetime | None:
+    """The store's clock, as it says itself."""
+    word = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
+    try:
+        found = parsedate_to_datetime(word)
+    except (TypeError, ValueError):
+        return None
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 def _bare(etag: str) -> str:
