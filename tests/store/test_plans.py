@@ -240,6 +240,7 @@ async def test_the_hot_statements_touch_what_they_name(filled: Filled) -> None:
         ("uploads", "known_uploads", ("e", "b", "k", ["u"]), 1),
         ("uploads", "older_uploads", (one, 2, ["k"]), 1),
         ("agents", "attempts_of_closed_agents", (), 1),
+        ("agents", "hear_agent", (["agent1"], [1], [1], [False], ["default"]), 1),
         ("replicas", "leave", holder, 100),
         ("replicas", "adopt", (*holder, timedelta(seconds=15)), 20),
         ("replicas", "forget_replicas", (), 1),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -282,6 +283,7 @@ class Gateway:
     def _standing(self, drivers: Drivers) -> Iterator[Sample]:
         yield "trust_seconds", "How long this replica may still act on what it holds", self._trust.left()
         yield "attempts_followed", "Attempts that this replica follows", len(drivers)
+        yield "heap_settled_objects", "Values that garbage collections do not look at any more", gc.get_freeze_count()
 
     def _control_loops(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -212,6 +213,8 @@ class ObjectStore:
                     ),
                 )
                 client = self._clients[region] = await self._stack.enter_async_context(context)
+                # Its models are some 70,000 values that stay: see `tesgate.app.serve`.
+                gc.freeze()
             return client
 
     def _learn(self, answer: Any) -> None:
