@@ -15,7 +15,7 @@ from tesgate.config import S3Settings
 from tesgate.control.held import Trust
 from tesgate.control.orphans import OrphanSweeper
 from tesgate.runner.access import Completion, PartsQuestion, StoreQuestion, Upload
-from tesgate.storage.s3 import objects
+from tesgate.storage.s3 import multiparts
 from tesgate.storage.s3.urls import Location
 from tesgate.store.database import Database
 from tests.beds.s3 import Servers
@@ -105,15 +105,15 @@ async def test_a_beginning_that_takes_too_long_is_found(lossy: Lossy, monkeypatc
     world = lossy.world
     url = world.url("out")
     ask = await world.task(outputs=[url])
-    begin, begun = objects.begin, anyio.Event()
+    begin, begun = multiparts.begin, anyio.Event()
 
     async def slow(*args: Any, **more: Any) -> Any:
         await begin(*args, **more)
         begun.set()
         await anyio.sleep_forever()
 
-    monkeypatch.setattr(objects, "begin", slow)
-    monkeypatch.setattr(objects, "BEGIN_SPAN", 0.3)
+    monkeypatch.setattr(multiparts, "begin", slow)
+    monkeypatch.setattr(multiparts, "BEGIN_SPAN", 0.3)
     (upload,) = (await ask(begin=[Upload(url, size=5)])).uploads
     assert upload.fault is not None and upload.fault.kind == "passing"
     if begun.is_set():

@@ -22,7 +22,7 @@ import anyio
 import structlog
 
 from tesgate.control.held import Trust
-from tesgate.storage.s3 import objects
+from tesgate.storage.s3 import multiparts
 from tesgate.storage.s3.endpoints import Endpoints
 from tesgate.storage.s3.store import ObjectStore, StoreFault
 from tesgate.storage.s3.urls import Location
@@ -100,18 +100,18 @@ class OrphanSweeper:
         await self._uploads.forget([one.id for one in some])
 
     async def _abort(self, store: ObjectStore, at: Location, some: Iterable[Intention], read_at: float) -> None:
-        listed = await objects.list_uploads(store, at)
+        listed = await multiparts.list_uploads(store, at)
         passed = time.monotonic() - read_at
         near = [one for one in listed if any(self._fits(one.age, intention.age + passed) for intention in some)]
         known = await self._uploads.known(store.name, at.bucket, at.key, [one.id for one in near])
         for one in near:
-            if one.id not in known and not await objects.has_parts(store, at, one.id):
-                await objects.abort(store, at, one.id)
+            if one.id not in known and not await multiparts.has_parts(store, at, one.id):
+                await multiparts.abort(store, at, one.id)
                 log.info("an upload that nobody knows was aborted", endpoint=store.name, bucket=at.bucket)
 
     def _fits(self, age: float, intention: float) -> bool:
         """Whether it was begun in the moments after the row was written."""
-        return -self.SLACK <= intention - age <= objects.BEGIN_SPAN + self.SLACK
+        return -self.SLACK <= intention - age <= multiparts.BEGIN_SPAN + self.SLACK
 
 
 def _place(one: Intention) -> tuple[str, str, str]:

@@ -15,7 +15,7 @@ from tesgate.errors import BadRequest, Gone
 from tesgate.runner.access import Completion, Fault, PartsQuestion, Signed, Upload
 from tesgate.services.allowed import Allowed
 from tesgate.services.asked import MOST, Asker, Refused, ask_each, shown
-from tesgate.storage.s3 import objects
+from tesgate.storage.s3 import multiparts
 from tesgate.storage.s3.endpoints import Endpoints
 from tesgate.storage.s3.store import ObjectStore, StoreFault
 from tesgate.storage.s3.urls import Location, UrlRefused
@@ -49,7 +49,7 @@ class Multiparts:
             if store is None:
                 continue
             try:
-                await objects.abort(store, Location("s3", row.bucket, row.key), row.id)
+                await multiparts.abort(store, Location("s3", row.bucket, row.key), row.id)
             except StoreFault as fault:
                 if fault.passing:
                     raise
@@ -67,13 +67,13 @@ class Multiparts:
         if upload.id:
             row = await self._own(asker, store, at, upload.id)
             if row.completed_at is None:
-                await objects.find_upload(store, at, row.id)
+                await multiparts.find_upload(store, at, row.id)
             return Upload(upload.url, row.id, row.size, row.part_size, row.algorithm)
         if asker.attempt.stop:
             raise UrlRefused("is not stored any more: the task is being cancelled")
         await self.fence(asker, at)
         # Whoever stops waiting between the store's beginning and the row leaves one that only the intention tells of.
-        span = min(objects.BEGIN_SPAN, self._deadline * BEGINNING)
+        span = min(multiparts.BEGIN_SPAN, self._deadline * BEGINNING)
         if asker.began + self._deadline - time.monotonic() < span:
             raise Refused(Fault(f"{shown(upload.url)} is begun with the next question.", "passing"))
         made: UploadRow | None = None
@@ -91,7 +91,7 @@ class Multiparts:
         if intention is None:
             return None
         try:
-            begun = await objects.begin(store, at, size=size)
+            begun = await multiparts.begin(store, at, size=size)
         except StoreFault as fault:
             if fault.nothing_done:
                 await self._uploads.forget([intention])
@@ -113,19 +113,19 @@ class Multiparts:
         finally:
             if not noted:
                 with anyio.CancelScope(shield=True), anyio.move_on_after(10):
-                    await objects.abort(store, at, begun.id)
+                    await multiparts.abort(store, at, begun.id)
         return row if noted else None
 
     async def parts(self, asker: Asker, question: PartsQuestion) -> list[tuple[Signed, Fault | None]]:
         """A request for each part, or why there is none. Raises `BadRequest`."""
         none = Signed("", "")
-        if len(question.numbers) > MOST or not all(1 <= number <= objects.MOST_PARTS for number in question.numbers):
-            raise BadRequest(f"parts have numbers from 1 to {objects.MOST_PARTS}, {MOST} of them in one message")
+        if len(question.numbers) > MOST or not all(1 <= number <= multiparts.MOST_PARTS for number in question.numbers):
+            raise BadRequest(f"parts have numbers from 1 to {multiparts.MOST_PARTS}, {MOST} of them in one message")
 
         async def signed(one: PartsQuestion) -> list[tuple[Signed, Fault | None]]:
             store, at = self._allowed.writable(asker, one.url)
             row = await self._own(asker, store, at, one.id)
-            found = await objects.sign_parts(
+            found = await multiparts.sign_parts(
                 store, at, upload=row.id, numbers=one.numbers, algorithm=row.algorithm, checksums=one.checksums
             )
             return [(item, None) for item in found]
@@ -142,12 +142,12 @@ class Multiparts:
         row = await self._own(asker, store, at, question.id)
         if row.completed_at is None:
             asker.leased(question.url)
-            if not question.etags or len(question.etags) > objects.MOST_PARTS:
+            if not question.etags or len(question.etags) > multiparts.MOST_PARTS:
                 raise UrlRefused(f"cannot be put together from {len(question.etags)} parts")
             await self.fence(asker, at)
             await self._uploads.completing(row)
             try:
-                await objects.complete(
+                await multiparts.complete(
                     store,
                     at,
                     upload=row.id,
@@ -170,7 +170,7 @@ class Multiparts:
         row = (await self._uploads.get(asker.task_id, asker.number, [upload.id])).get(upload.id)
         if row is not None and (store := self._endpoints.named(row.endpoint)) is not None:
             if row.completed_at is None:
-                await objects.abort(store, Location("s3", row.bucket, row.key), row.id)
+                await multiparts.abort(store, Location("s3", row.bucket, row.key), row.id)
             await self._uploads.delete(row)
         return Upload(url=upload.url, id=upload.id)
 
