@@ -152,6 +152,15 @@ async def further(ask: Asking) -> Asking:
     return Asking(ask.world, ask.task_id, given.number)
 
 
+async def test_what_a_runner_aborts_stays_known_for_the_sweep(lossy: Lossy) -> None:
+    url = lossy.world.url("out")
+    ask = await lossy.world.task(outputs=[url])
+    (upload,) = (await ask(begin=[Upload(url, size=5)])).uploads
+    assert (await ask(abort=[Upload(url, id=upload.id)])).uploads[0].fault is None
+    assert await lossy.there() == set()
+    assert await lossy.world.uploads.get(ask.task_id, ask.number, [upload.id]), "a part may still be under way"
+
+
 async def test_a_further_attempt_aborts_what_earlier_ones_began(lossy: Lossy) -> None:
     world = lossy.world
     url, other = world.url("out/x"), world.url("out/y")

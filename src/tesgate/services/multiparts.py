@@ -168,10 +168,10 @@ class Multiparts:
     async def abort(self, asker: Asker, upload: Upload) -> Upload:
         """Remove one of this attempt's; what there is not is removed already. Raises `StoreFault`."""
         row = (await self._uploads.get(asker.task_id, asker.number, [upload.id])).get(upload.id)
-        if row is not None and (store := self._endpoints.named(row.endpoint)) is not None:
-            if row.completed_at is None:
-                await multiparts.abort(store, Location("s3", row.bucket, row.key), row.id)
-            await self._uploads.delete(row)
+        store = None if row is None or row.completed_at is not None else self._endpoints.named(row.endpoint)
+        if row is not None and store is not None:
+            # Its row stays: a part may be under way, and the sweep aborts once more when none can be.
+            await multiparts.abort(store, Location("s3", row.bucket, row.key), row.id)
         return Upload(url=upload.url, id=upload.id)
 
     async def _own(self, asker: Asker, store: ObjectStore, at: Location, id: str) -> UploadRow:
