@@ -11,7 +11,7 @@ from tesgate.errors import Conflict, Gone
 from tesgate.model.planning import PlanSettings, build_plan
 from tesgate.model.retries import Retries
 from tesgate.runner.report import AgentFacts, ExecutorReport, Have, PollRequest, Report, Resources, Snapshot
-from tesgate.services.attempts import AttemptService, Policy
+from tesgate.services.attempts import SHORTEST, AttemptService, Policy
 from tesgate.store.attempts import Order
 from tesgate.store.database import Database
 from tesgate.telemetry import Metrics
@@ -282,3 +282,11 @@ async def test_a_failure_is_another_attempt_with_its_cause_in_the_logs(room: Roo
     record = await room.rows.tasks.get_task(ALICE, task_id, full=True)
     assert "the engine went away" in record.attempts[0].system_logs
     assert [item.number for item in await room.rows.dispatch()] == [2]
+
+
+async def test_polls_of_one_moment_do_not_end_in_one(room: Room) -> None:
+    shares = {room.service._spread() for _ in range(50)}
+    assert len(shares) > 10 and min(shares) >= SHORTEST and max(shares) <= 1.0
+    room.service._spread = lambda: 0.0
+    with anyio.fail_after(15):  # it would be held for 20
+        assert not (await room.poll(wait=1000.0)).start

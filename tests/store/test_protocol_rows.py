@@ -7,6 +7,7 @@ import random
 from datetime import timedelta
 from typing import Any
 
+import anyio
 import asyncpg
 import pytest
 
@@ -273,6 +274,23 @@ async def test_a_session_and_a_poll_are_only_heard_if_they_are_the_newest(rows: 
     assert await rows.agents.hear("agent1", second, 1, draining=False, pool="default") is False
     assert await rows.agents.hear("agent1", second, 2, draining=False, pool="default") is False
     assert await rows.agents.hear("agent1", second, 3, draining=False, pool="other") is None
+
+
+async def test_agents_that_poll_in_one_moment_are_heard_in_one_statement(rows: Rows) -> None:
+    names = [f"agent{number}" for number in range(30)]
+    sessions = {name: await rows.agent(name) for name in names}
+    heard: list[bool | None] = []
+
+    async def hear(name: str, number: int) -> None:
+        heard.append(await rows.agents.hear(name, sessions[name], number, draining=False, pool="default"))
+
+    async with anyio.create_task_group() as group:
+        for name in reversed(names):
+            group.start_soon(hear, name, 1)
+        # A copy of one of them that comes at the same time is heard after it.
+        group.start_soon(hear, names[7], 1)
+    assert heard.count(True) == 30 and heard.count(False) == 1
+    assert rows.agents._heard.calls == 31 and rows.agents._heard.batches <= 3
 
 
 async def test_registering_counts_the_room_anew(rows: Rows) -> None:

@@ -212,6 +212,34 @@ def test_what_an_attempt_left_is_removed_also_when_the_gateway_has_given_it_up(w
     assert not list(server.root.glob(".tesgate-*"))
 
 
+def test_what_is_left_is_removed_with_the_tls_that_it_was_stored_with(
+    world: World, ftp: Servers, caplog: pytest.LogCaptureFixture
+) -> None:
+    secure, plain = ftp.faulty(tls=True), ftp.faulty()
+    world.options = {"tls": "required", "ca": ftp.certificate.read_text()}
+    for name in ("o", "p"):
+        (world.rw / name).write_bytes(b"x")
+
+    def outputs(server: Faulty) -> list[Any]:
+        base = server.url("").replace("://", "://lab:lab%3Asecret%2F1@")
+        return [world.to(f"/{name}", base + name) for name in ("o", "p")]
+
+    prepared = world.prepare(*outputs(secure))
+    assert len(list(secure.root.glob(".tesgate-*"))) == 2
+    world.gone = True
+    # Somebody else has the server's place by now, and offers no TLS: the URL's own password is not for him.
+    plain.log()
+    world._urls = ([], outputs(plain))
+    elsewhere = [trace.replace(f":{secure.port}", f":{plain.port}") for trace in prepared.temporaries]
+    assert elsewhere != prepared.temporaries
+    anyio.run(world.stager().discard, elsewhere)
+    assert "temporary files of outputs may be left" in caplog.text
+    assert not words(plain, "USER", "PASS")
+    world._urls = ([], outputs(secure))
+    anyio.run(world.stager().discard, prepared.temporaries)
+    assert not list(secure.root.glob(".tesgate-*"))
+
+
 def test_a_rename_that_the_lease_does_not_cover_any_more(world: World, server: Faulty) -> None:
     """The server takes longer than the lease lives for the first half of it."""
     (world.rw / "o").write_bytes(b"x")

@@ -23,14 +23,21 @@ class Rows:
 
     def __init__(self) -> None:
         self.noted: list[str] = []
+        self.intended: set[int] = set()
 
     async def attempt(self, task_id: str, number: int, instance: str, *, document: bool) -> OpenAttempt:
         given = {"outputs": [{"url": "s3://bkt/out", "path": "/x"}]}
         return OpenAttempt("o", None, False, 30.0, given if document else None)
 
-    async def insert(self, row: UploadRow) -> bool:
+    async def intend(self, task_id: str, number: int, endpoint: str, bucket: str, key: str) -> int:
+        self.intended.add(int(key.rpartition("/")[2]))
+        return int(key.rpartition("/")[2])
+
+    async def insert(self, row: UploadRow, *, settles: int | None) -> bool:
         await anyio.sleep(0.01)
         self.noted.append(row.id)
+        assert settles is not None
+        self.intended.remove(settles)
         return True
 
 
@@ -42,8 +49,9 @@ async def test_an_upload_that_nobody_waits_for_has_a_row(monkeypatch: pytest.Mon
 
     async def call(operation: str, bucket: str, **arguments: Any) -> Any:
         begun.append(arguments["Key"])
+        assert int(arguments["Key"].rpartition("/")[2]) in rows.intended
         await anyio.sleep(0.6)
-        return {"UploadId": arguments["Key"]}
+        return {"UploadId": arguments["Key"], "ResponseMetadata": {"RetryAttempts": 0}}
 
     monkeypatch.setattr(store, "call", call)
     drs = Resolver(DrsSettings(), JsonWeb(UrlPolicy()))
@@ -51,6 +59,6 @@ async def test_an_upload_that_nobody_waits_for_has_a_row(monkeypatch: pytest.Mon
     question = AccessRequest(instance="i", begin=[Upload(f"s3://bkt/out/{at}", size=1) for at in range(100)])
     answer = await service.answer("t", 1, question)
     assert begun
-    assert sorted(rows.noted) == sorted(begun)
+    assert sorted(rows.noted) == sorted(begun) and not rows.intended
     assert all(each.fault is None or each.fault.kind == "passing" for each in answer.uploads)
     await drs.close()

@@ -164,6 +164,12 @@ def test_a_task_is_seen_in_every_phase(page: str) -> None:
     assert 0 < float(waited[1]) < 120  # seconds, not milliseconds, and not since 1970
 
 
+def test_the_heap_of_the_start_is_settled(page: str) -> None:
+    """Else a full collection stops every answer for a tenth of a second."""
+    settled = re.search(r"^tesgate_heap_settled_objects (\S+)$", page, re.MULTILINE)
+    assert settled is not None and float(settled[1]) > 50_000
+
+
 def test_names_and_labels_keep_prometheus_rules(page: str) -> None:
     assert re.findall(r"^# HELP tesgate_\S+ .", page, re.MULTILINE)
     for name, kind in re.findall(r"^# TYPE (tesgate_\S+) (\S+)$", page, re.MULTILINE):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -19,6 +20,7 @@ from tesgate.control.held import Trust
 from tesgate.control.janitor import Janitor, LogKeeper
 from tesgate.control.keeper import Keeper
 from tesgate.control.observer import Observer
+from tesgate.control.orphans import OrphanSweeper
 from tesgate.control.supervisor import Supervisor, repeat
 from tesgate.control.uploads import UploadSweeper
 from tesgate.control.watchers import SilenceWatcher, watch_backend
@@ -41,6 +43,9 @@ AGENT_TICK = timedelta(seconds=5)
 
 SWEEP = timedelta(seconds=20)
 """Between two looks for uploads whose attempt is over."""
+
+ORPHANS = timedelta(minutes=10)
+"""Between two looks for uploads of which nobody ever heard."""
 
 
 class Loops:
@@ -156,6 +161,7 @@ class Loops:
     def _standing(self, drivers: Drivers) -> Iterator[Sample]:
         yield "trust_seconds", "How long this replica may still act on what it holds", self._trust.left()
         yield "attempts_followed", "Attempts that this replica follows", len(drivers)
+        yield "heap_settled_objects", "Values that garbage collections do not look at any more", gc.get_freeze_count()
 
     def _control_loops(
         self,
@@ -219,6 +225,14 @@ class Loops:
             interval=min(SWEEP, timedelta(seconds=control.janitor_interval)),
         )
         supervisor.add("uploads", lambda: self._repeat("uploads", sweeper.once, sweeper.interval))
+        orphans = OrphanSweeper(
+            uploads=self._stores.uploads,
+            endpoints=self._endpoints,
+            replicas=self._stores.replicas,
+            trust=self._trust,
+            interval=ORPHANS,
+        )
+        supervisor.add("upload-orphans", lambda: self._repeat("upload-orphans", orphans.once, orphans.interval))
         second = timedelta(seconds=1)
         supervisor.add("trust", lambda: self._repeat("trust", keeper.watch_trust, second))
         supervisor.add("drivers", drivers.run)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import hashlib
 import resource
 import signal
@@ -79,6 +80,9 @@ async def _run(gateway: Gateway, listener: socket.socket, certificate: Certifica
         gateway.agent_trouble = lambda: agent.trouble
         supervisor.add("local-agent", lambda: repeat("local-agent", agent.once, timedelta(seconds=1)))
     code = 0
+    # What is there now stays. A full collection would look at all of it again and again, a tenth of a second each time.
+    gc.collect()
+    gc.freeze()
     try:
         async with anyio.create_task_group() as group:
             # Before anybody is told that we are here: a signal must not meet the default, which ends without a word.

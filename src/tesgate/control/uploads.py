@@ -9,7 +9,7 @@ import anyio
 import structlog
 
 from tesgate.control.held import Trust
-from tesgate.storage.s3 import objects
+from tesgate.storage.s3 import multiparts
 from tesgate.storage.s3.endpoints import Endpoints
 from tesgate.storage.s3.store import StoreFault
 from tesgate.storage.s3.urls import Location
@@ -38,7 +38,7 @@ class UploadSweeper:
         replicas: ReplicaStore,
         trust: Trust,
         interval: timedelta,
-        late: float = objects.PART_SPAN,
+        late: float = multiparts.PART_SPAN,
     ) -> None:
         """`late`: seconds for which a part that was signed may still arrive, also behind an abort."""
         self._late = late
@@ -100,6 +100,6 @@ class UploadSweeper:
         if store is None:
             raise StoreFault("NoEndpoint", f"endpoint {row.endpoint} is not configured any more")
         with anyio.move_on_after(60) as scope:
-            await objects.abort(store, Location("s3", row.bucket, row.key), row.id)
+            await multiparts.abort(store, Location("s3", row.bucket, row.key), row.id)
         if scope.cancelled_caught:
             raise StoreFault("503", f"endpoint {row.endpoint} does not answer")

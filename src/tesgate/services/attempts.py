@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -33,13 +34,15 @@ from tesgate.store.attempts import AttemptStore, Closed, Order, Said, Words, wor
 from tesgate.store.wakes import Wakes
 from tesgate.telemetry import Metrics
 
-__all__ = ["AttemptService", "Policy"]
+__all__ = ["SHORTEST", "AttemptService", "Policy"]
 
 log = structlog.get_logger(__name__)
 
 PACE = 0.00025
 """Seconds for each attempt that an agent has, before its poll is looked into."""
 LONGEST_PACE = 0.25
+SHORTEST = 0.7
+"""Least share of the time that an agent asks for, for which its poll is held."""
 LINGER = 0.3
 """Seconds that `forget` waits for company, such as the start of what takes the place; removal takes as long anyway."""
 
@@ -67,7 +70,9 @@ class AttemptService:
         plan_for: Callable[[Order], Plan],
         metrics: Metrics,
         timing: Timing | None = None,
+        spread: Callable[[], float] = lambda: random.uniform(SHORTEST, 1.0),  # noqa: S311 - no secret
     ) -> None:
+        """`spread` draws the share of its time for which a poll is held."""
         self._agents = agents
         self._attempts = attempts
         self._wakes = wakes
@@ -75,6 +80,7 @@ class AttemptService:
         self._plan_for = plan_for
         self._metrics = metrics
         self._timing = timing or Timing(metrics=metrics)
+        self._spread = spread
 
     # agents
 
@@ -117,7 +123,9 @@ class AttemptService:
         stopping = {(item.task, item.attempt) for item in request.have if item.stopping}
         tombstones = {(item.task, item.attempt) for item in request.tombstones}
         arrived = True
-        with anyio.move_on_after(min(request.wait, self._policy.longest_poll.total_seconds())):
+        # Agents that came in one moment (after a restart of ours) are not to come back in one, every time.
+        longest = min(request.wait, self._policy.longest_poll.total_seconds()) * self._spread()
+        with anyio.move_on_after(longest):
             # A poll costs as much as the agent has, and a busy one asks again at once: what happens meanwhile gathers.
             await anyio.sleep(min(LONGEST_PACE, len(have) * PACE))
             while True:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 from tesgate.model.room import AgentRoom, Need
 from tesgate.store.database import Database, Row
+from tesgate.store.gather import Gather
 from tesgate.store.queries import load_queries
 
 __all__ = ["AgentRow", "AgentStore", "Known", "NewAgent", "Silence", "Stranded", "room_of"]
@@ -80,6 +81,17 @@ class Stranded:
     host: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Poll:
+    """What a poll says of its agent, on its way into a gathered statement."""
+
+    agent_id: str
+    session: int
+    number: int
+    draining: bool
+    pool: str
+
+
 def room_of(row: Mapping[str, Any] | Row) -> AgentRoom:
     """What the dispatcher has to know of an agent."""
     return AgentRoom(
@@ -119,6 +131,7 @@ class AgentStore:
     def __init__(self, *, database: Database) -> None:
         self._database = database
         self._sql = load_queries("agents")
+        self._heard: Gather[_Poll, bool | None] = Gather(self._hear_batch, max_batch=200)
 
     async def register(self, agent: NewAgent) -> int | None:
         """Protocol row *restart*: the session that is now the newest; None: the instance belongs to another pool."""
@@ -143,11 +156,35 @@ class AgentStore:
             return session
 
     async def hear(self, agent_id: str, session: int, number: int, *, draining: bool, pool: str) -> bool | None:
-        """Protocol row *poll*: None: not the newest session (410); False: a newer poll of it came before."""
-        newest: bool | None = await self._database.fetchval(
-            self._sql["hear_agent"], agent_id, session, number, draining, pool
-        )
-        return newest
+        """Protocol row *poll*, gathered: None: not the newest session (410); False: a newer poll of it came before."""
+        return await self._heard.call(_Poll(agent_id, session, number, draining, pool))
+
+    async def _hear_batch(self, batch: Sequence[_Poll]) -> list[bool | Exception | None]:
+        results: list[bool | Exception | None] = [None] * len(batch)
+        left = list(range(len(batch)))
+        while left:
+            # An agent that is there twice (a copy of a poll) goes into a statement of its own, after the first.
+            chosen = {batch[index].agent_id: index for index in reversed(left)}
+            part = [batch[index] for index in chosen.values()]
+            try:
+                rows = await self._database.fetch(
+                    self._sql["hear_agent"],
+                    [poll.agent_id for poll in part],
+                    [poll.session for poll in part],
+                    [poll.number for poll in part],
+                    [poll.draining for poll in part],
+                    [poll.pool for poll in part],
+                )
+            except Exception as exc:
+                if len(left) == len(batch):
+                    raise
+                for index in left:
+                    results[index] = exc
+                return results
+            for row in rows:
+                results[chosen[row["id"]]] = row["newest"]
+            left = [index for index in left if index not in chosen.values()]
+        return results
 
     async def list_open(self) -> list[AgentRow]:
         """All agents that are not lost, with their room."""

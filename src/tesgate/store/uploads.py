@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from tesgate.store.database import Database, Row
 from tesgate.store.queries import load_queries
 
-__all__ = ["OpenAttempt", "UploadRow", "UploadStore"]
+__all__ = ["Intention", "OpenAttempt", "UploadRow", "UploadStore"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +44,20 @@ class UploadRow:
     completed_at: datetime | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Intention:
+    """An upload that was about to be begun; whether the store has made one is not known."""
+
+    id: int
+    endpoint: str
+    bucket: str
+    key: str
+    age: float
+    """Seconds since then, by the database's clock."""
+
+
 class UploadStore:
-    """Statements on ``upload``."""
+    """Statements on ``upload`` and ``upload_intention``."""
 
     def __init__(self, *, database: Database) -> None:
         self._database = database
@@ -58,8 +70,36 @@ class UploadStore:
             return None
         return OpenAttempt(row["owner"], row["group"], row["stop"], row["lease"], row["document"])
 
-    async def insert(self, row: UploadRow) -> bool:
-        """Take note of an upload. False: its attempt is over."""
+    async def intend(self, task_id: str, number: int, endpoint: str, bucket: str, key: str) -> int | None:
+        """Take note that an upload is about to be begun; None: its attempt is over."""
+        done: int | None = await self._database.fetchval(
+            self._sql["intend_upload"], task_id, number, endpoint, bucket, key
+        )
+        return done
+
+    async def forget(self, intentions: Sequence[int]) -> None:
+        """It is known what became of these."""
+        await self._database.execute(self._sql["forget_intentions"], list(intentions), idempotent=True)
+
+    async def intentions(self, older: timedelta, *, after: int, limit: int) -> list[Intention]:
+        """Those of which nothing was heard for so long, in the order of their ids, from behind `after` on."""
+        rows = await self._database.fetch(self._sql["old_intentions"], older, after, limit)
+        return [Intention(*row.values()) for row in rows]
+
+    async def known(self, endpoint: str, bucket: str, key: str, ids: Sequence[str]) -> set[str]:
+        """Those of these uploads that have a row."""
+        rows = await self._database.fetch(self._sql["known_uploads"], endpoint, bucket, key, list(ids))
+        return {row["id"] for row in rows}
+
+    async def older(self, task_id: str, number: int, keys: Collection[str]) -> dict[tuple[str, str], list[UploadRow]]:
+        """By bucket and key, what attempts before this one have begun at these keys and not completed."""
+        found: dict[tuple[str, str], list[UploadRow]] = {}
+        for row in await self._database.fetch(self._sql["older_uploads"], task_id, number, list(keys)):
+            found.setdefault((row["bucket"], row["key"]), []).append(_upload(row))
+        return found
+
+    async def insert(self, row: UploadRow, *, settles: int | None = None) -> bool:
+        """Take note of an upload, and forget the intention that it `settles`. False: its attempt is over."""
         done = await self._database.fetchval(
             self._sql["insert_upload"],
             row.task_id,
@@ -71,6 +111,7 @@ class UploadStore:
             row.size,
             row.part_size,
             row.algorithm,
+            settles,
         )
         return done is not None
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import random
-from typing import Callable, Optional, TypeVar
+from typing import Callable, Mapping, Optional, TypeVar
 
 from .faults import StagingError, Stopped
 from .ftpfaults import code_of, explain
-from .ftplogin import Logins
+from .ftplogin import FtpLogin, Logins
 from .ftppool import FtpServers
 from .ftpsession import FtpSession, FtpSettings
 from .ftpurl import FtpUrl
@@ -38,7 +38,7 @@ class FtpAttempt:
         *,
         progress: Optional[Callable[[], int]] = None,
         tries: Optional[int] = None,
-        alone: bool = False,
+        alone: Optional[Mapping[str, str]] = None,
     ) -> T:
         """Call `action` with a session until it returns. It may be called again, each time with another session.
 
@@ -84,6 +84,10 @@ class FtpAttempt:
                     raise StagingError("%s: %s (tried %d times)." % (what, why, failures), transient=True) from error
             stop.wait(pause * random.uniform(0.5, 1.0))
             pause = min(pause * 2, settings.max_pause)
+
+    def login(self, url: str, spot: FtpUrl, stop: Stop) -> FtpLogin:
+        """Who to be for a URL of the task. Raises `StagingError`, `Stopped`."""
+        return self._logins.of(url, spot, stop)
 
     def close(self) -> None:
         """Close what is kept open."""

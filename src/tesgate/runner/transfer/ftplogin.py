@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
-from typing import Callable, Dict, Optional, Sequence
+from typing import Callable, Dict, Mapping, Optional, Sequence
 
 from ..access import AccessAnswer, AccessRequest, Login
 from ..gateway import Backoff, Gone
@@ -55,18 +55,19 @@ class Logins:
         self._lock = threading.Lock()
         self._known: Dict[str, Login] = {}
 
-    def of(self, url: str, spot: FtpUrl, stop: Stop, *, alone: bool = False) -> FtpLogin:
+    def of(self, url: str, spot: FtpUrl, stop: Stop, *, alone: Optional[Mapping[str, str]] = None) -> FtpLogin:
         """Who to be for a URL. Raises `StagingError`, `Stopped`.
 
-        `alone`: where the attempt is over and the gateway says nothing any more, go by the URL itself.
+        `alone`: where the attempt is over and the gateway says nothing any more, go by the URL itself and by these
+        `Login.options`, as far as they are known from before.
         """
         with self._lock:
             if url not in self._known:
                 try:
                     self._learn(url, stop)
                 except Gone as exc:
-                    if alone:
-                        return _login(Login(url), spot)
+                    if alone is not None:
+                        return _login(Login(url, options=dict(alone)), spot)
                     raise StagingError(
                         "the gateway does not tell this attempt any more what to log in with: %s" % exc, transient=True
                     ) from None

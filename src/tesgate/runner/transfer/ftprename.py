@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ftplib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Callable, Dict, Optional, Set
 
 from .base import Item
@@ -13,6 +13,7 @@ from .ftpfaults import FtpRefused, code_of
 from .ftpsession import FtpSession
 from .ftptree import is_there, list_directory, size_of
 from .ftpurl import FtpUrl
+from .threads import Stop
 from .urls import printable
 
 __all__ = ["TRACE", "FtpItem", "NotTaken", "aside_name", "can_tell", "joined"]
@@ -39,13 +40,22 @@ class FtpItem(Item):
     """The server was told to rename, and has not answered."""
     aside: bool = False
     """What was there before has been given `aside_name`."""
+    learn: Optional[Callable[[FtpItem, Stop], None]] = field(default=None, repr=False)
+    """Fills `habits`."""
+    habits: Dict[str, str] = field(default_factory=dict)
+    """What whoever removes the temporary file keeps to when the gateway says nothing any more: see `Logins.of`."""
+
+    def begin(self, stop: Stop) -> None:
+        """Ask how to speak with the server, so that it can be journalled. Raises `StagingError`, `Stopped`."""
+        if self.temporary and self.learn is not None:
+            self.learn(self, stop)
 
     @property
     def trace(self) -> Optional[str]:
-        """Server, path and temporary name; no password."""
+        """Server, path, temporary name and habits; no password."""
         if not self.temporary:
             return None
-        return TRACE + json.dumps([self.spot.server, self.path, self.temporary])
+        return TRACE + json.dumps([self.spot.server, self.path, self.temporary, self.habits])
 
 
 class NotTaken(Exception):

@@ -48,6 +48,8 @@ _log = logging.getLogger(__name__)
 _AT_A_TIME = 4
 _DISCARD_SECONDS = 60.0
 _DISCARD_TRIES = 3
+_LARGEST_CA = 64 << 10
+"""Letters of certificates that are journalled. With more the system's authorities are taken afterwards."""
 
 
 class FtpSink:
@@ -61,6 +63,7 @@ class FtpSink:
             spot = read_url(url)
             self._declared.setdefault(spot.server, []).append((spot.parts, spot, url))
         self._lock = threading.Lock()
+        self._told: Set[Tuple[str, str]] = set()
         self._there: Set[Tuple[str, str]] = set()
         self._missing: Set[Tuple[str, str]] = set()
 
@@ -98,7 +101,19 @@ class FtpSink:
         """Nothing is asked yet. Raises `StagingError`."""
         item = self._item(entry)
         item.temporary = temporary_name(tag, number)
+        item.learn = self._learn
         return item
+
+    def _learn(self, item: FtpItem, stop: Stop) -> None:
+        login = self._attempt.login(item.url, item.spot, stop)
+        item.habits = {"tls": login.tls}
+        if login.ca is not None and len(login.ca) <= _LARGEST_CA:
+            with self._lock:
+                # Once for each URL of the task: a journal has thousands of items.
+                first = (item.spot.server, item.url) not in self._told
+                self._told.add((item.spot.server, item.url))
+            if first:
+                item.habits["ca"] = login.ca
 
     # -- bytes -------------------------------------------------------------------------------------------------
 
@@ -317,18 +332,21 @@ class FtpSink:
 
     def discard(self, traces: Sequence[str]) -> None:
         """Remove temporary files by their traces. A server that does not answer is logged, and left."""
-        found: Dict[Tuple[str, str], Tuple[FtpUrl, str, Dict[str, Set[str]]]] = {}
+        found: Dict[Tuple[str, str], Tuple[FtpUrl, str, Dict[str, Set[str]], Dict[str, str]]] = {}
         for trace in traces:
             if not trace.startswith(TRACE):
                 continue
-            server, path, name = json.loads(trace[len(TRACE) :])
+            server, path, name, *more = json.loads(trace[len(TRACE) :])
+            habits = more[0] if more else {}  # none in journals of runners before this one
             try:
                 spot, url = self._belongs(server, path)
             except StagingError:
                 continue
             if is_temporary(name):
-                _, _, names = found.setdefault((server, url), (spot, url, {}))
+                _, _, names, known = found.setdefault((server, url), (spot, url, {}, {}))
                 names.setdefault(path, set()).add(name)
+                required = "required" in (known.get("tls"), habits.get("tls"))
+                known.update(habits, **({"tls": "required"} if required else {}))
         if not found:
             return
         stop = Stop()
@@ -336,7 +354,7 @@ class FtpSink:
         timer.daemon = True
         timer.start()
         try:
-            for spot, url, names in found.values():
+            for spot, url, names, known in found.values():
                 try:
                     self._attempt.act(
                         spot,
@@ -345,7 +363,7 @@ class FtpSink:
                         partial(remove_left, names=names),
                         stop,
                         tries=_DISCARD_TRIES,
-                        alone=True,
+                        alone=known,
                     )
                 except (StagingError, Stopped) as error:
                     _log.warning("temporary files of outputs may be left at %s: %s", spot.server, error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -55,10 +56,12 @@ MISSING = frozenset(("NoSuchKey", "NoSuchBucket", "NoSuchUpload", "404", "NotFou
 class StoreFault(Exception):
     """A request that failed. `code` is the store's word; `why` completes a sentence that begins with the URL."""
 
-    def __init__(self, code: str, why: str) -> None:
+    def __init__(self, code: str, why: str, *, nothing_done: bool = False) -> None:
         super().__init__(why)
         self.code = code
         self.why = why
+        self.nothing_done = nothing_done
+        """It was asked for once, and refused: nothing can have come of it."""
 
     @property
     def missing(self) -> bool:
@@ -109,9 +112,11 @@ class ObjectStore:
                 self._credentials.forget()
                 self.renewals += 1
             except NoCredentials as error:
-                raise StoreFault("NoCredentials", f"{error} (endpoint {self.name})") from None
+                why = f"{error} (endpoint {self.name})"
+                raise StoreFault("NoCredentials", why, nothing_done=True) from None
             except NoCredentialsError:
-                raise StoreFault("NoCredentials", f"no credentials were found (endpoint {self.name})") from None
+                why = f"no credentials were found (endpoint {self.name})"
+                raise StoreFault("NoCredentials", why, nothing_done=True) from None
             except (BotoConnectionError, HTTPClientError, OSError) as error:
                 raise StoreFault("503", f"endpoint {self.name} cannot be reached ({type(error).__name__})") from None
             except ParamValidationError as error:
@@ -208,6 +213,8 @@ class ObjectStore:
                     ),
                 )
                 client = self._clients[region] = await self._stack.enter_async_context(context)
+                # Its models are some 70,000 values that stay: see `tesgate.app.serve`.
+                gc.freeze()
             return client
 
     def _learn(self, answer: Any) -> None:
@@ -223,7 +230,8 @@ class ObjectStore:
 
     def _fault(self, error: ClientError, bucket: str) -> StoreFault:
         said = error.response.get("Error", {})
-        code = str(said.get("Code") or error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") or "Unknown")
+        meta = error.response.get("ResponseMetadata", {})
+        code = str(said.get("Code") or meta.get("HTTPStatusCode") or "Unknown")
         code = code if code.replace("_", "").isalnum() and len(code) < 60 else "Unknown"
         sentences = {
             "NoSuchBucket": f"there is no bucket {bucket} at endpoint {self.name}",
@@ -233,7 +241,9 @@ class ObjectStore:
             "SignatureDoesNotMatch": f"endpoint {self.name} does not accept the gateway's secret key; check it",
             "ExpiredToken": f"the gateway's credentials for endpoint {self.name} have expired; renew them",
         }
-        return StoreFault(code, sentences.get(code) or f"endpoint {self.name} answered {code}")
+        nothing_done = 400 <= meta.get("HTTPStatusCode", 0) < 500 and not meta.get("RetryAttempts")
+        sentence = sentences.get(code) or f"endpoint {self.name} answered {code}"
+        return StoreFault(code, sentence, nothing_done=nothing_done)
 
 
 def _warm(loader: Any) -> None:

@@ -25,16 +25,23 @@ WHERE agent.pool = excluded.pool
 RETURNING session;
 
 -- name: hear_agent
--- protocol: poll. Only the newest session, and of it only a poll that is newer than all before (a copy is not); a statement of its own, because everything
--- else locks tasks before agents.
-WITH g AS (
-    SELECT id, poll_number FROM agent
-    WHERE id = $1 AND session = $2 AND state = 'open' AND pool = $5
-    FOR NO KEY UPDATE
+-- protocol: poll. Gathered: hundreds of agents may come back in one moment. Only the newest session, and of it only a poll
+-- that is newer than all before (a copy is not); a statement of its own, because everything else locks tasks before
+-- agents. No agent is there twice.
+WITH w AS (
+    SELECT * FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::boolean[], $5::text[])
+        AS w(id, session, number, draining, pool)
+), g AS (
+    SELECT agent.id, agent.poll_number, w.number, w.draining
+    FROM w JOIN agent ON agent.id = w.id
+    WHERE agent.session = w.session AND agent.state = 'open' AND agent.pool = w.pool
+    ORDER BY agent.id
+    FOR NO KEY UPDATE OF agent
 )
-UPDATE agent SET seen_at = now(), silent_ticks = 0, draining = $4, poll_number = greatest(g.poll_number, $3)
+UPDATE agent SET seen_at = now(), silent_ticks = 0, draining = g.draining,
+                 poll_number = greatest(g.poll_number, g.number)
 FROM g WHERE agent.id = g.id
-RETURNING g.poll_number < $3 AS newest;
+RETURNING agent.id, g.poll_number < g.number AS newest;
 
 -- name: open_agents
 SELECT id, pool, host, cpu_milli, ram_bytes, disk_bytes, gpus, used_cpu_milli, used_ram_bytes, used_disk_bytes, used_gpus,

@@ -10,12 +10,41 @@ WHERE t.id = $1 AND t.attempt = $2 AND t.phase <> 'ended'
   AND a.task_id = $1 AND a.number = $2 AND a.instance = $3 AND NOT a.closed;
 
 -- name: insert_upload
--- Only for an attempt that is still open: what is begun too late is nobody's, and its caller aborts it.
-INSERT INTO upload (id, endpoint, bucket, key, task_id, number, size_bytes, part_bytes, algorithm)
-SELECT $3, $4, $5, $6, $1, $2, $7, $8, $9
+-- Only for an attempt that is still open: what is begun too late is nobody's, and its caller aborts it. The intention $10
+-- goes with it where the store can have made no other upload.
+WITH new AS (
+    INSERT INTO upload (id, endpoint, bucket, key, task_id, number, size_bytes, part_bytes, algorithm)
+    SELECT $3, $4, $5, $6, $1, $2, $7, $8, $9
+    WHERE EXISTS (SELECT FROM attempt WHERE task_id = $1 AND number = $2 AND NOT closed)
+    ON CONFLICT (task_id, number, id) DO UPDATE SET endpoint = excluded.endpoint
+    RETURNING id
+), settled AS (
+    DELETE FROM upload_intention i USING new WHERE i.id = $10::bigint
+)
+SELECT id FROM new;
+
+-- name: intend_upload
+-- Before the store is asked to begin one. Only for an attempt that is still open.
+INSERT INTO upload_intention (task_id, number, endpoint, bucket, key)
+SELECT $1, $2, $3, $4, $5
 WHERE EXISTS (SELECT FROM attempt WHERE task_id = $1 AND number = $2 AND NOT closed)
-ON CONFLICT (task_id, number, id) DO UPDATE SET endpoint = excluded.endpoint
 RETURNING id;
+
+-- name: forget_intentions
+DELETE FROM upload_intention WHERE id = ANY($1::bigint[]);
+
+-- name: old_intentions
+-- Of uploads about which nothing was heard for so long; a few at a time, from behind $2 on.
+SELECT id, endpoint, bucket, key, extract(epoch FROM now() - created_at)::float8 AS age
+FROM upload_intention WHERE created_at <= now() - $1::interval AND id > $2 ORDER BY id LIMIT $3;
+
+-- name: known_uploads
+-- Which of these uploads have a row.
+SELECT id FROM upload WHERE endpoint = $1 AND bucket = $2 AND key = $3 AND id = ANY($4::text[]);
+
+-- name: older_uploads
+-- What earlier attempts of the task have begun at these keys and not completed.
+SELECT u.* FROM upload u WHERE u.key = ANY($3::text[]) AND u.task_id = $1 AND u.number < $2 AND u.completed_at IS NULL;
 
 -- name: get_uploads
 SELECT u.* FROM unnest($3::text[]) AS w(id)
