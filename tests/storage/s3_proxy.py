@@ -36,7 +36,9 @@ class Proxy:
     skew: float = 0.0
     """Seconds by which the server's clock seems to differ."""
     region: str | None = None
-    """What is signed for another one is refused, as MinIO and Amazon do it: to HEAD in a header alone."""
+    """What is signed for another one is refused, as Amazon does it: to HEAD in a header alone."""
+    says_region: bool = True
+    """In that header; versitygw does not."""
     asked: Counter[str] = field(default_factory=Counter)
 
     refused: list[str] = field(default_factory=list)
@@ -49,7 +51,9 @@ class Proxy:
         if self.region is not None and (signed := _region_of(request)) not in (None, self.region):
             self.refused.append(f"{request.method} {signed}")
             body = WRONG_REGION % self.region.encode()
-            headers = {"x-amz-bucket-region": self.region, "content-type": "application/xml"}
+            headers = {"content-type": "application/xml"}
+            if self.says_region:
+                headers["x-amz-bucket-region"] = self.region
             return web.Response(status=400, body=None if request.method == "HEAD" else body, headers=headers)
         url = URL(self.target + request.raw_path, encoded=True)
         data_in = await request.read()

@@ -51,10 +51,14 @@ async def room(s3: Servers, monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[R
             await store.close()
 
 
-@pytest.mark.parametrize("configured", [None, "us-west-2", "eu-central-1"])
+@pytest.mark.parametrize(
+    ("configured", "says"),
+    [(None, True), (None, False), ("us-west-2", False), ("eu-central-1", True)],
+)
 async def test_what_is_signed_for_runners_is_signed_for_the_buckets_own_region(
-    room: Room, configured: str | None
+    room: Room, configured: str | None, says: bool
 ) -> None:
+    room.proxy.says_region = says
     with capture_logs() as said:
         store = room.store(configured)
         # An output alone: nothing of the bucket was asked for before.
@@ -64,8 +68,10 @@ async def test_what_is_signed_for_runners_is_signed_for_the_buckets_own_region(
         assert found.get is not None
         assert (await anyio.to_thread.run_sync(send, found.get))[:2] == (200, b"hello")
     assert "/eu-central-1/" in put.url.replace("%2F", "/")
-    # Once refused, and not again with each request.
-    assert room.proxy.refused == ([] if configured == "eu-central-1" else [f"HEAD {configured or 'us-east-1'}"])
+    # Found out at once, and not again with each request.
+    first = configured or "us-east-1"
+    expected = [f"HEAD {first}"] if says else [f"HEAD {first}", f"GET {first}"]
+    assert room.proxy.refused == ([] if configured == "eu-central-1" else expected)
     told = [line for line in said if "another region" in line["event"]]
     assert [(line["configured"], line["region"]) for line in told] == (
         [("us-west-2", "eu-central-1")] if configured == "us-west-2" else []
@@ -74,6 +80,7 @@ async def test_what_is_signed_for_runners_is_signed_for_the_buckets_own_region(
 
 async def test_a_region_that_is_learnt_late_counts_from_then_on(room: Room) -> None:
     store = room.store("us-west-2")
+    room.proxy.says_region = False
     room.proxy.region = None
     assert "us-west-2" in (await objects.sign_put(store, room.at("out"), span=60, checksum={})).url
     room.proxy.region = "eu-central-1"

@@ -36,6 +36,8 @@ class Fault:
     skip: int = 0
     at: int = 1000
     retry_after: str = ""
+    words: str = ""
+    """What else the answer of ``region`` holds."""
 
 
 @dataclass
@@ -127,7 +129,7 @@ def proxy_of(upstream: str) -> Iterator[Proxy]:
                     "expired": (403, "AccessDenied"),
                     "elsewhere": (307, "TemporaryRedirect"),
                     "revoked": (403, "InvalidAccessKeyId"),
-                    "region": (400, "AuthorizationHeaderMalformed"),
+                    "region": (400, "AuthorizationQueryParametersError"),
                 }[kind]
                 self._refuse(status, code, fault)
             else:
@@ -136,7 +138,7 @@ def proxy_of(upstream: str) -> Iterator[Proxy]:
                 self._forward(body, fault)
 
         def _refuse(self, status: int, code: str, fault: Fault, close: bool = False) -> None:
-            region = "<Region>eu-central-1</Region>" if fault.kind == "region" else ""
+            region = fault.words if fault.kind == "region" else ""
             data = (XML % (code, region)).encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(data)))

@@ -41,9 +41,10 @@ def test_keys_that_stay_unknown_leave_the_task_to_another_attempt(objects: Objec
     assert caught.value.transient
 
 
-def test_the_right_region_is_told(objects: Objects) -> None:
+@pytest.mark.parametrize("words", ["<Region>eu-central-1</Region>", "; expecting &#34;eu-central-1&#34;"])
+def test_the_right_region_is_told(objects: Objects, words: str) -> None:
     objects.store("in", b"1")
-    objects.fault("region", path="/in$")
+    objects.fault("region", path="/in$", words=words)
     with pytest.raises(StagingError, match=r"region of this bucket \(the store names eu-central-1\)") as caught:
         objects.stage("in")
     assert not caught.value.transient

@@ -52,6 +52,7 @@ RENEWAL_PAUSE = 1.0
 """Seconds before the second time: keys that are being exchanged are there in a moment."""
 PASSING_STATUS = frozenset((408, 425, 429, 500, 502, 503, 504, 507, 508, 509, 520, 521, 522, 523, 524, 529))
 _PASSING_CODES = frozenset(("RequestTimeout", "SlowDown", "BadDigest", "XAmzContentChecksumMismatch", "IncompleteBody"))
+_REGION_CODES = frozenset(("AuthorizationHeaderMalformed", "AuthorizationQueryParametersError"))
 _KEY_CODES = frozenset(("InvalidAccessKeyId", "ExpiredToken", "InvalidToken", "TokenRefreshRequired"))
 """The keys that a request is signed with are not (or no longer) good, whatever they may do."""
 _LONGEST_RETRY_AFTER = 120.0
@@ -97,8 +98,9 @@ def _code_in(text: str) -> str:
 def _named_region(answer: Answer, text: str) -> str:
     """Where the store says that the bucket is, for an administrator."""
     region = answer.headers.get("x-amz-bucket-region", "")
-    if not region and (found := re.search(r"<Region>([^<]*)</Region>", text)):
-        region = found.group(1)
+    # The element is Amazon's and MinIO's; others say it in their sentence alone: expecting 'eu-west-1'.
+    if not region and (found := re.search(r"<Region>([^<]*)</Region>|expecting (?:&#?\w+;|['\"])([a-z0-9-]+)", text)):
+        region = found.group(1) or found.group(2)
     return " (the store names %s)" % region if re.fullmatch(r"[a-z0-9-]{1,63}", region) else ""
 
 
@@ -111,7 +113,7 @@ def refusal(answer: Answer) -> Exception:
         return Trouble(why.strip(), retry_after(answer))
     if answer.status in (401, 403) or code == "AccessDenied" or code in _KEY_CODES:
         return Expired(why.strip(), renewing=code in _KEY_CODES)
-    if answer.status in (301, 302, 307, 308) or code == "AuthorizationHeaderMalformed":
+    if answer.status in (301, 302, 307, 308) or code in _REGION_CODES:
         if answer.status != 400:
             why += " and sends us elsewhere"
         why += "; let the administrator check the endpoint and region of this bucket" + _named_region(answer, text)

@@ -25,7 +25,7 @@ MOST_NAMES = 32
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _REFUSALS = frozenset(
     ("400", "301", "307", "AuthorizationHeaderMalformed", "PermanentRedirect", "TemporaryRedirect",
-     "IllegalLocationConstraintException")
+     "AuthorizationQueryParametersError", "IllegalLocationConstraintException")
 )  # fmt: skip
 
 
@@ -45,6 +45,8 @@ class Regions:
         self._endpoint = endpoint
         self._configured = configured
         self._known: dict[str, str] = {}
+        self.learnt = 0
+        """From refusals."""
 
     def known(self, bucket: str) -> str | None:
         """What was found out about a bucket."""
@@ -77,4 +79,5 @@ class Regions:
                 configured=self._configured,
                 region=region,
             )
+        self.learnt += 1
         self.note(bucket, region)

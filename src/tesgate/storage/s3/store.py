@@ -80,8 +80,7 @@ class ObjectStore:
         self.endpoint = endpoint
         self.name = endpoint.name
         self._credentials = Credentials(endpoint)
-        self.renewals = 0
-        """How often keys were read anew because the store did not take them."""
+        self._forgotten = 0
         self._clock = clock
         self._offset = 0.0
         self._lock = anyio.Lock()
@@ -89,6 +88,11 @@ class ObjectStore:
         self._stack = AsyncExitStack()
         self._clients: dict[str, Any] = {}
         self._regions = Regions(endpoint=endpoint.name, configured=endpoint.region)
+
+    @property
+    def renewals(self) -> int:
+        """How often keys were read anew, or another region was learnt, because the store did not take a request."""
+        return self._forgotten + self._regions.learnt
 
     async def close(self) -> None:
         """Let go of connections."""
@@ -109,7 +113,7 @@ class ObjectStore:
                 if last or fault.code not in STALE | {"RequestTimeTooSkewed"}:
                     raise fault from None
                 self._credentials.forget()
-                self.renewals += 1
+                self._forgotten += 1
             except NoCredentials as error:
                 raise StoreFault("NoCredentials", f"{error} (endpoint {self.name})") from None
             except NoCredentialsError:
@@ -160,16 +164,20 @@ class ObjectStore:
         if endpoint.anonymous and endpoint.url is not None:
             return endpoint.region or USUAL  # nothing is signed
         client = await self._client(endpoint.region or USUAL)
-        try:
-            answer = await client.head_bucket(Bucket=bucket)
-        except ClientError as error:
-            answer = error.response
-            if (fault := self._fault(error, bucket)).passing:
-                raise fault from None
-        except NoCredentials as error:
-            raise StoreFault("NoCredentials", f"{error} (endpoint {self.name})") from None
-        except (BotoCoreError, OSError) as error:
-            raise StoreFault("503", f"endpoint {self.name} cannot be reached ({type(error).__name__})") from None
+        # An answer to HEAD has no words, and not every store names its region in a header; a listing's refusal says it.
+        for operation, arguments in (("head_bucket", {}), ("list_objects_v2", {"MaxKeys": 1})):
+            try:
+                answer = await getattr(client, operation)(Bucket=bucket, **arguments)
+            except ClientError as error:
+                answer = error.response
+                if (fault := self._fault(error, bucket)).passing:
+                    raise fault from None
+            except NoCredentials as error:
+                raise StoreFault("NoCredentials", f"{error} (endpoint {self.name})") from None
+            except (BotoCoreError, OSError) as error:
+                raise StoreFault("503", f"endpoint {self.name} cannot be reached ({type(error).__name__})") from None
+            if answer.get("ResponseMetadata", {}).get("HTTPStatusCode") not in (301, 400) or named_in(answer):
+                break
         known = self._regions.known(bucket)  # a refusal has named it
         if known is None and endpoint.region is None and endpoint.url is None:
             known = named_in(answer)
