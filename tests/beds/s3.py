@@ -1,4 +1,7 @@
-"""Two S3 servers from packages: SeaweedFS, which keeps objects on disk and checks what it is told, and moto's."""
+"""Two S3 servers from packages: SeaweedFS, which keeps objects on disk and checks what it is told, and moto's.
+
+Others that take too long to build for each run are used where a variable says where their program is: see `FURTHER`.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +20,18 @@ import urllib.request
 import venv
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.beds import BedUnavailable, cache_directory
 
-__all__ = ["Server", "Servers", "serving"]
+__all__ = ["FURTHER", "Server", "Servers", "serving"]
+
+PROGRAMS = {"minio": "TESGATE_TEST_S3_MINIO", "versity": "TESGATE_TEST_S3_VERSITY"}
+"""Variables with paths of programs: MinIO, and versitygw on a directory. Both are Go modules that take minutes of a
+processor to build (``go install github.com/versity/versitygw/cmd/versitygw@v1.8.0``: 270 s)."""
+FURTHER = tuple(name for name, variable in PROGRAMS.items() if os.environ.get(variable))
+"""Those of them that are here: tests of object stores run on them, too."""
 
 REQUIREMENTS = Path(__file__).with_name("requirements") / "s3.txt"
 INSTALL_SECONDS = 900
@@ -48,9 +57,15 @@ class Servers:
     """What the bed yields. Both are empty at first; buckets are made by tests, each with a name of its own."""
 
     seaweed: Server
-    """Has a second identity, ``reader`` / ``reader-secret``, that may read and list alone, and lets anybody read and
-    list the bucket ``public``."""
+    """Has a second identity, ``reader`` / ``reader-secret``, that may read and list alone, lets anybody read and list
+    the bucket ``public``, and takes buckets in host names below ``localhost``."""
     moto: Server
+    further: dict[str, Server] = field(default_factory=dict)
+
+    def named(self, name: str) -> Server:
+        """``seaweed``, ``moto`` or one of `FURTHER`."""
+        found = self.further.get(name)
+        return found if found is not None else getattr(self, name)
 
 
 @contextmanager
@@ -59,14 +74,45 @@ def serving() -> Generator[Servers]:
     place = _installed(cache_directory())
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tesgate-s3-")))
-        ports = _free_ports(9)
+        ports = _free_ports(9 + len(FURTHER))
         weed, weed_url = _seaweed(place, directory, ports[:8])
         stack.callback(_stop, weed)
         moto, moto_url = _moto(place, directory, ports[8])
         stack.callback(_stop, moto)
         _wait(weed, f"{weed_url}/healthz", directory / "weed.log", "SeaweedFS")
         _wait(moto, f"{moto_url}/moto-api/", directory / "moto.log", "moto")
-        yield Servers(Server("seaweed", weed_url), Server("moto", moto_url, checks=False))
+        further = {
+            name: stack.enter_context(_started(name, directory, port))
+            for name, port in zip(FURTHER, ports[9:], strict=True)
+        }
+        yield Servers(Server("seaweed", weed_url), Server("moto", moto_url, checks=False), further)
+
+
+@contextmanager
+def _started(name: str, directory: Path, port: int) -> Generator[Server]:
+    """One of `FURTHER`, on an empty directory; its buckets answer by host name below ``localhost``, too."""
+    data = directory / name
+    data.mkdir()
+    program, place, log = os.environ[PROGRAMS[name]], f"127.0.0.1:{port}", directory / f"{name}.log"
+    environment = {"PATH": os.environ["PATH"], "HOME": str(directory), "GOMEMLIMIT": "400MiB"}
+    if name == "minio":
+        command = [program, "server", "--quiet", "--address", place, str(data)]
+        environment |= {"MINIO_ROOT_USER": "testing", "MINIO_ROOT_PASSWORD": "testing-secret"}
+        environment |= {"MINIO_DOMAIN": "localhost", "MINIO_BROWSER": "off", "MINIO_CI_CD": "on"}
+        health = "/minio/health/live"
+    else:
+        command = [program, "--quiet", "--access=testing", "--secret=testing-secret", f"--port={place}"]
+        command += ["--keep-alive", "--virtual-domain=localhost", "--health=/healthz", "posix", str(data)]
+        health = "/healthz"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=output, env=environment, start_new_session=True, cwd=data
+        )
+    try:
+        _wait(process, f"http://{place}{health}", log, name)
+        yield Server(name, f"http://{place}")
+    finally:
+        _stop(process)
 
 
 def _seaweed(place: Path, directory: Path, ports: list[int]) -> tuple[subprocess.Popen[bytes], str]:
@@ -91,7 +137,13 @@ def _seaweed(place: Path, directory: Path, ports: list[int]) -> tuple[subprocess
     options = [f"-{name}.port={ports[at]}" for at, name in enumerate(names)]
     options += [f"-{name}.port.grpc={ports[len(names) + at]}" for at, name in enumerate(names)]
     command = [str(place / "bin/weed"), "server", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3"]
-    command += [f"-s3.config={config}", "-volume.max=400", "-master.volumeSizeLimitMB=1024", *options]
+    command += [
+        f"-s3.config={config}",
+        "-s3.domainName=localhost",
+        "-volume.max=400",
+        "-master.volumeSizeLimitMB=1024",
+        *options,
+    ]
     command += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false", "-s3.iam=false"]
     environment = {**os.environ, "GOMEMLIMIT": "400MiB"}
     with (directory / "weed.log").open("wb") as log:

@@ -10,14 +10,14 @@ import pytest_asyncio
 
 from tesgate.config import S3Settings
 from tesgate.store.database import Database
-from tests.beds.s3 import Server, Servers
+from tests.beds.s3 import FURTHER, Server, Servers
 from tests.storage.s3_world import World, client_of, endpoint_of, made, new_bucket
 
 
-@pytest.fixture(params=["seaweed", "moto"])
+@pytest.fixture(params=["seaweed", "moto", *FURTHER])
 def server(s3: Servers, request: Any) -> Server:
     """Each of the servers."""
-    return getattr(s3, request.param)
+    return s3.named(request.param)
 
 
 @pytest_asyncio.fixture

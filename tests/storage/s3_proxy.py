@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -14,6 +15,11 @@ from aiohttp import web
 from yarl import URL
 
 SLOW_DOWN = b'<?xml version="1.0"?><Error><Code>SlowDown</Code><Message>slow down</Message></Error>'
+
+WRONG_REGION = (
+    b'<?xml version="1.0"?><Error><Code>AuthorizationHeaderMalformed</Code><Message>The authorization header is '
+    b"malformed; the region is wrong</Message><Region>%s</Region></Error>"
+)
 
 
 @dataclass
@@ -29,18 +35,31 @@ class Proxy:
     out, and its answer thrown away."""
     skew: float = 0.0
     """Seconds by which the server's clock seems to differ."""
+    region: str | None = None
+    """What is signed for another one is refused, as Amazon does it: to HEAD in a header alone."""
+    says_region: bool = True
+    """In that header; versitygw does not."""
     asked: Counter[str] = field(default_factory=Counter)
+
+    refused: list[str] = field(default_factory=list)
 
     async def carry(self, request: web.Request) -> web.StreamResponse:
         self.asked[request.method] += 1
         if self.slow_down:
             self.slow_down -= 1
             return web.Response(status=503, body=SLOW_DOWN, content_type="application/xml")
+        if self.region is not None and (signed := _region_of(request)) not in (None, self.region):
+            self.refused.append(f"{request.method} {signed}")
+            body = WRONG_REGION % self.region.encode()
+            headers = {"content-type": "application/xml"}
+            if self.says_region:
+                headers["x-amz-bucket-region"] = self.region
+            return web.Response(status=400, body=None if request.method == "HEAD" else body, headers=headers)
         url = URL(self.target + request.raw_path, encoded=True)
-        body = await request.read()
+        data_in = await request.read()
         headers = {name: value for name, value in request.headers.items() if name.lower() != "transfer-encoding"}
         async with self.client.request(
-            request.method, url, headers=headers, data=body or None, allow_redirects=False
+            request.method, url, headers=headers, data=data_in or None, allow_redirects=False
         ) as answer:
             data = await answer.read()
             kept = {name: value for name, value in answer.headers.items() if name.lower() != "transfer-encoding"}
@@ -53,6 +72,13 @@ class Proxy:
             if request.method != "HEAD":
                 kept.pop("Content-Length", None)
             return web.Response(status=answer.status, headers=kept, body=data if request.method != "HEAD" else None)
+
+
+def _region_of(request: web.Request) -> str | None:
+    """Of the signature; None: it has none."""
+    words = request.headers.get("Authorization", "") or request.query.get("X-Amz-Credential", "")
+    found = re.search(r"/[0-9]{8}/([^/]*)/s3/aws4_request", words)
+    return found[1] if found else None
 
 
 @asynccontextmanager

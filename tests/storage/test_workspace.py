@@ -22,12 +22,12 @@ from tesgate.storage.s3.store import ObjectStore
 from tesgate.storage.s3.urls import parse
 from tesgate.storage.s3.workspace import ObjectWorkspace
 from tesgate.storage.workspace import FileWorkspace, OffsetGap, Workspace
-from tests.beds.s3 import Server, Servers
+from tests.beds.s3 import FURTHER, Server, Servers
 from tests.storage.s3_world import endpoint_of, new_bucket
 
 pytestmark = pytest.mark.timeout(120)
 
-KINDS = ("files", "seaweed", "moto")
+KINDS = ("files", "seaweed", "moto", *FURTHER)
 
 
 class World:
@@ -60,7 +60,7 @@ async def world_of(
     if kind == "files":
         yield World(lambda max_bytes=1 << 30, **more: FileWorkspace(path, max_bytes=max_bytes))
         return
-    server: Server = getattr(servers, kind)
+    server: Server = servers.named(kind)
     bucket = new_bucket()
     # One client for all of a test: making one takes botocore longer than most tests.
     store = ObjectStore(endpoint_of(server, monkeypatch))

@@ -114,5 +114,5 @@ def objects(request: pytest.FixtureRequest, tmp_path: Path, stands: dict[str, St
     """An attempt with a bucket, of SeaweedFS where the test names no other server."""
     name = getattr(request, "param", "seaweed")
     if name not in stands:
-        stands[name] = Stand(getattr(request.getfixturevalue("s3"), name).url)
+        stands[name] = Stand(request.getfixturevalue("s3").named(name).url)
     return Objects(tmp_path, stands[name])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import http.client
 import re
 import socket
@@ -15,7 +16,7 @@ from urllib.parse import urlsplit
 
 __all__ = ["Fault", "Proxy", "Seen", "proxy_of"]
 
-XML = '<?xml version="1.0" encoding="UTF-8"?><Error><Code>%s</Code><Message>broken on purpose</Message></Error>'
+XML = '<?xml version="1.0" encoding="UTF-8"?><Error><Code>%s</Code><Message>broken on purpose</Message>%s</Error>'
 
 
 @dataclass
@@ -26,13 +27,17 @@ class Fault:
     """``slow``: 503 SlowDown; ``error``: 500; ``expired``: 403; ``elsewhere``: 307; ``reset``: before the answer;
     ``early``: 503 while the body is coming; ``lost``: done, but nobody is told; ``cut``: after `at` bytes of the
     body; ``stall``: the same without an end (of a PUT: done, and never answered); ``drip``: byte by byte from there;
-    ``short``, ``long``: another length; ``flip``: one byte is another (of a PUT: on its way in)."""
+    ``short``, ``long``: another length; ``flip``: one byte is another (of a PUT: on its way in); ``revoked``: 403, the
+    key is not known; ``region``: 400, signed for another one; ``sealed``: stored, with the ETag and the header of an
+    object that is encrypted by KMS."""
     method: str = "GET"
     path: str = ""
     times: int = 1
     skip: int = 0
     at: int = 1000
     retry_after: str = ""
+    words: str = ""
+    """What else the answer of ``region`` holds."""
 
 
 @dataclass
@@ -117,12 +122,14 @@ def proxy_of(upstream: str) -> Iterator[Proxy]:
             body = self.rfile.read(length)
             if fault is not None and kind == "reset":
                 self._reset()
-            elif fault is not None and kind in ("slow", "error", "expired", "elsewhere"):
+            elif fault is not None and kind in ("slow", "error", "expired", "elsewhere", "revoked", "region"):
                 status, code = {
                     "slow": (503, "SlowDown"),
                     "error": (500, "InternalError"),
                     "expired": (403, "AccessDenied"),
                     "elsewhere": (307, "TemporaryRedirect"),
+                    "revoked": (403, "InvalidAccessKeyId"),
+                    "region": (400, "AuthorizationQueryParametersError"),
                 }[kind]
                 self._refuse(status, code, fault)
             else:
@@ -131,7 +138,8 @@ def proxy_of(upstream: str) -> Iterator[Proxy]:
                 self._forward(body, fault)
 
         def _refuse(self, status: int, code: str, fault: Fault, close: bool = False) -> None:
-            data = (XML % code).encode()
+            region = fault.words if fault.kind == "region" else ""
+            data = (XML % (code, region)).encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(data)))
             if fault.retry_after:
@@ -184,8 +192,12 @@ def proxy_of(upstream: str) -> Iterator[Proxy]:
                 data = data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :]
             self.send_response(answer.status, answer.reason)
             for name, value in answer.getheaders():
+                if kind == "sealed" and name.lower() == "etag":
+                    value = f'"{hashlib.md5(value.encode()).hexdigest()}"'
                 if name.lower() not in ("connection", "content-length", "transfer-encoding", "server", "date"):
                     self.send_header(name, value)
+            if kind == "sealed":
+                self.send_header("x-amz-server-side-encryption", "aws:kms")
             self.send_header("Content-Length", (answer.getheader("Content-Length") or "0") if bare else str(length))
             self.end_headers()
             if bare:

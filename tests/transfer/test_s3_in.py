@@ -18,10 +18,11 @@ from tesgate.runner.plan import Input
 from tesgate.runner.transfer import s3object, s3source
 from tesgate.runner.transfer.faults import StagingError
 from tesgate.runner.transfer.s3sums import sum_of
+from tests.beds.s3 import FURTHER
 from tests.transfer.http_server import Misbehaving
 from tests.transfer.s3_bed import Objects, random_bytes
 
-BOTH = pytest.mark.parametrize("objects", ["seaweed", "moto"], indirect=True)
+BOTH = pytest.mark.parametrize("objects", ["seaweed", "moto", *FURTHER], indirect=True)
 
 
 @contextmanager

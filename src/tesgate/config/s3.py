@@ -72,12 +72,12 @@ class S3Endpoint(Group):
         description="Address, such as `https://minio.example.org:9000`; null: Amazon's.",
     )
     region: str | None = Field(
-        default=None, description="Region; null: the bucket's own at Amazon, `us-east-1` elsewhere."
+        default=None, description="Region; null: the bucket's own where the store names it, else `us-east-1`."
     )
     style: Literal["auto", "path", "virtual"] = Field(
         default="auto",
         description="Where the bucket's name goes: into the path or into the host name; `auto`: `virtual` at Amazon, "
-        "`path` elsewhere.",
+        "`path` elsewhere. What is no host name goes into the path.",
     )
     buckets: Buckets = Field(
         default=["*"],

@@ -24,12 +24,12 @@ from .urls import redact
 
 __all__ = [
     "PASSING_STATUS",
+    "RENEWAL_PAUSE",
     "Expired",
     "Fetcher",
     "Pauses",
     "Remote",
     "Trouble",
-    "code_of",
     "refusal",
     "retry_after",
     "verify",
@@ -48,8 +48,13 @@ _WORTH = 64 << 10
 _ROUNDS = 3
 """Downloads of an object that is replaced, or does not match its checksum."""
 _RENEWALS = 2
+RENEWAL_PAUSE = 1.0
+"""Seconds before the second time: keys that are being exchanged are there in a moment."""
 PASSING_STATUS = frozenset((408, 425, 429, 500, 502, 503, 504, 507, 508, 509, 520, 521, 522, 523, 524, 529))
 _PASSING_CODES = frozenset(("RequestTimeout", "SlowDown", "BadDigest", "XAmzContentChecksumMismatch", "IncompleteBody"))
+_REGION_CODES = frozenset(("AuthorizationHeaderMalformed", "AuthorizationQueryParametersError"))
+_KEY_CODES = frozenset(("InvalidAccessKeyId", "ExpiredToken", "InvalidToken", "TokenRefreshRequired"))
+"""The keys that a request is signed with are not (or no longer) good, whatever they may do."""
 _LONGEST_RETRY_AFTER = 120.0
 
 
@@ -67,11 +72,15 @@ class _Replaced(Exception):
 
 
 class Expired(Exception):
-    """The request is not taken (any more); `why` is half a sentence."""
+    """The request is not taken (any more); `why` is half a sentence.
 
-    def __init__(self, why: str) -> None:
+    `renewing`: the gateway's keys are not taken. They may be just being exchanged.
+    """
+
+    def __init__(self, why: str, *, renewing: bool = False) -> None:
         super().__init__(why)
         self.why = why
+        self.renewing = renewing
 
 
 def retry_after(answer: Answer) -> float:
@@ -80,22 +89,34 @@ def retry_after(answer: Answer) -> float:
     return min(float(text), _LONGEST_RETRY_AFTER) if re.fullmatch(r"[0-9]{1,9}", text) else 0.0
 
 
-def code_of(answer: Answer) -> str:
+def _code_in(text: str) -> str:
     """The store's own name of a fault, such as ``SlowDown``; empty where it says none."""
-    found = re.search(r"<Code>([A-Za-z0-9.]{1,64})</Code>", answer.text())
+    found = re.search(r"<Code>([A-Za-z0-9.]{1,64})</Code>", text)
     return found.group(1) if found else ""
+
+
+def _named_region(answer: Answer, text: str) -> str:
+    """Where the store says that the bucket is, for an administrator."""
+    region = answer.headers.get("x-amz-bucket-region", "")
+    # The element is Amazon's and MinIO's; others say it in their sentence alone: expecting 'eu-west-1'.
+    if not region and (found := re.search(r"<Region>([^<]*)</Region>|expecting (?:&#?\w+;|['\"])([a-z0-9-]+)", text)):
+        region = found.group(1) or found.group(2)
+    return " (the store names %s)" % region if re.fullmatch(r"[a-z0-9-]{1,63}", region) else ""
 
 
 def refusal(answer: Answer) -> Exception:
     """Return `Trouble`, `Expired` or a `StagingError` whose sentence is only half: "the store answered …"."""
-    code = code_of(answer)
+    text = answer.text()
+    code = _code_in(text)
     why = "the store answered %d %s" % (answer.status, code or answer.reason)
     if answer.status in PASSING_STATUS or code in _PASSING_CODES:
         return Trouble(why.strip(), retry_after(answer))
-    if answer.status in (401, 403) or code in ("ExpiredToken", "AccessDenied"):
-        return Expired(why.strip())
-    if answer.status in (301, 302, 307, 308):
-        why += " and sends us elsewhere; let the administrator check the endpoint and region of this bucket"
+    if answer.status in (401, 403) or code == "AccessDenied" or code in _KEY_CODES:
+        return Expired(why.strip(), renewing=code in _KEY_CODES)
+    if answer.status in (301, 302, 307, 308) or code in _REGION_CODES:
+        if answer.status != 400:
+            why += " and sends us elsewhere"
+        why += "; let the administrator check the endpoint and region of this bucket" + _named_region(answer, text)
         return StagingError(why, transient=answer.status == 307)
     return StagingError(why.strip(), transient=answer.status == 404)
 
@@ -258,7 +279,11 @@ class Fetcher:
             except Expired as error:
                 renewals += 1
                 if renewals > _RENEWALS:
-                    raise StagingError("input %s could not be read: %s." % (remote.shown, error.why)) from None
+                    raise StagingError(
+                        "input %s could not be read: %s." % (remote.shown, error.why), transient=error.renewing
+                    ) from None
+                if renewals > 1 and error.renewing:
+                    self._stop.wait(RENEWAL_PAUSE)
                 self._refresh(remote, used, same=True)
                 continue
             except NotTrusted:

@@ -10,7 +10,7 @@ from .connect import HttpSettings
 from .faults import StagingError
 from .s3access import Presigned
 from .s3http import Connections, NotTrusted
-from .s3object import Expired, Pauses, Trouble, refusal
+from .s3object import RENEWAL_PAUSE, Expired, Pauses, Trouble, refusal
 from .s3sums import Digest, Sum
 from .s3wire import Answer, Broken, FilePart
 from .threads import Stop
@@ -95,7 +95,11 @@ class Sender:
             except Expired as error:
                 renewals += 1
                 if renewals > _RENEWALS:
-                    raise StagingError("output %s could not be stored: %s." % (shown, error.why)) from None
+                    raise StagingError(
+                        "output %s could not be stored: %s." % (shown, error.why), transient=error.renewing
+                    ) from None
+                if renewals > 1 and error.renewing:
+                    self._stop.wait(RENEWAL_PAUSE)
                 used = self._renewed(shown, renew)
                 continue
             except NotTrusted:
@@ -126,8 +130,9 @@ class Sender:
             if answer.status not in (200, 201, 204):
                 raise refusal(answer)
             etag = answer.headers.get("etag", "")
+            encrypted = _is_encrypted(answer)
             _drained(answer)
-        if not is_checked(used.signed.headers):
+        if not encrypted and not is_checked(used.signed.headers):
             self._compare(etag, body)
         return etag
 
@@ -151,6 +156,16 @@ def fault_of(shown: str, fault: Fault) -> Exception:
         return NoLease()
     return StagingError(
         "output %s could not be stored: %s" % (shown, fault.sentence), transient=fault.kind == "passing"
+    )
+
+
+def _is_encrypted(answer: Answer) -> bool:
+    """Say whether what was stored is encrypted in a way that makes of its ETag no MD5, though it looks like one.
+
+    https://docs.aws.amazon.com/AmazonS3/latest/API/API_Object.html: by SSE-C and SSE-KMS; SSE-S3 (AES256) leaves it.
+    """
+    return answer.headers.get("x-amz-server-side-encryption", "").startswith("aws:kms") or (
+        "x-amz-server-side-encryption-customer-algorithm" in answer.headers
     )
 
 

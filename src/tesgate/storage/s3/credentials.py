@@ -34,8 +34,8 @@ __all__ = ["Credentials", "NoCredentials"]
 
 log = structlog.get_logger(__name__)
 
-LOOK_AGAIN = 5.0
-"""Seconds between two looks at whether files changed."""
+LOOK_AGAIN = 0.5
+"""Seconds between two looks at whether files changed. A runner whose requests are refused asks for others at once."""
 ROLE_SECONDS = 3600
 
 

@@ -60,10 +60,17 @@ class Endpoints:
             raise UrlRefused(
                 f"has no endpoint: none is configured for {at.scheme}:// (s3.endpoints in the gateway's configuration)"
             )
-        store = next((store for store in serving if covers(store.endpoint.buckets, at.bucket, at.key)), None)
+        store = _first(serving, at)
         if store is None:
             raise UrlRefused("is in no bucket that an endpoint is configured for (s3.endpoints[].buckets)")
+        if _first(serving, at.at(_SLASHES.sub("/", at.key).removeprefix("/"))) is not store:
+            # Some stores take it for the same name, and then another endpoint says who may use it.
+            raise UrlRefused("has slashes in a row (or one at the beginning of its key); write it without")
         return store
+
+
+def _first(stores: Sequence[ObjectStore], at: Location) -> ObjectStore | None:
+    return next((store for store in stores if covers(store.endpoint.buckets, at.bucket, at.key)), None)
 
 
 def _touches(at: Location, reserved: Location, use: Use) -> bool:

@@ -57,7 +57,7 @@ async def look(store: ObjectStore, at: Location, *, directory: bool) -> Found:
             return Found(url=at.url(), kind="directory")
         if store.renewals == known:
             raise
-        # The listing found the keys to be old ones, and new ones to be good.
+        # The listing found keys or region to be wrong ones, and others to be good.
         answer = await store.call("head_object", at.bucket, Key=at.key, ChecksumMode="ENABLED")
     async with store.signer(at.bucket) as signer:
         get = signer.sign("GET", at.key, span=READ_SPAN)

@@ -30,6 +30,8 @@ from botocore.loaders import create_loader
 from tesgate.config import S3Endpoint
 from tesgate.runner.access import Signed
 from tesgate.storage.s3.credentials import Credentials, NoCredentials
+from tesgate.storage.s3.hosts import is_in_host
+from tesgate.storage.s3.regions import USUAL, Regions, named_in
 from tesgate.storage.s3.signing import Keys, encoded_path, presign
 
 __all__ = ["ObjectStore", "StoreFault"]
@@ -81,15 +83,19 @@ class ObjectStore:
         self.endpoint = endpoint
         self.name = endpoint.name
         self._credentials = Credentials(endpoint)
-        self.renewals = 0
-        """How often keys were read anew because the store did not take them."""
+        self._forgotten = 0
         self._clock = clock
         self._offset = 0.0
         self._lock = anyio.Lock()
         self._loader = create_loader()
         self._stack = AsyncExitStack()
         self._clients: dict[str, Any] = {}
-        self._regions: dict[str, str] = {}
+        self._regions = Regions(endpoint=endpoint.name, configured=endpoint.region)
+
+    @property
+    def renewals(self) -> int:
+        """How often keys were read anew, or another region was learnt, because the store did not take a request."""
+        return self._forgotten + self._regions.learnt
 
     async def close(self) -> None:
         """Let go of connections."""
@@ -110,7 +116,7 @@ class ObjectStore:
                 if last or fault.code not in STALE | {"RequestTimeTooSkewed"}:
                     raise fault from None
                 self._credentials.forget()
-                self.renewals += 1
+                self._forgotten += 1
             except NoCredentials as error:
                 why = f"{error} (endpoint {self.name})"
                 raise StoreFault("NoCredentials", why, nothing_done=True) from None
@@ -141,7 +147,7 @@ class ObjectStore:
             raise StoreFault("NoCredentials", f"{error} (endpoint {self.name})") from None
         yield Signer(
             base=str(client.meta.endpoint_url).rstrip("/"),
-            virtual=self._virtual(bucket),
+            virtual=is_in_host(bucket, style=self.endpoint.style, url=self.endpoint.url),
             bucket=bucket,
             region=str(client.meta.region_name),
             keys=keys,
@@ -154,21 +160,19 @@ class ObjectStore:
     def _payer(self) -> dict[str, str]:
         return {"RequestPayer": "requester"} if self.endpoint.requester_pays else {}
 
-    def _virtual(self, bucket: str) -> bool:
-        style = self.endpoint.style
-        # With dots in its name a bucket does not match the certificate's *.s3.amazonaws.com.
-        return style == "virtual" or (style == "auto" and self.endpoint.url is None and "." not in bucket)
-
     async def _region(self, bucket: str) -> str:
-        """Amazon's buckets have a region each, and a request signed for another is refused."""
+        """Where a bucket is: a request that is signed for another region is refused. Asked for once."""
+        known = self._regions.known(bucket)
+        if known is not None:
+            return known
         endpoint = self.endpoint
-        if endpoint.region is not None or endpoint.url is not None:
-            return endpoint.region or "us-east-1"
-        known = self._regions.get(bucket)
-        if known is None:
-            client = await self._client("us-east-1")
+        if endpoint.anonymous and endpoint.url is not None:
+            return endpoint.region or USUAL  # nothing is signed
+        client = await self._client(endpoint.region or USUAL)
+        # An answer to HEAD has no words, and not every store names its region in a header; a listing's refusal says it.
+        for operation, arguments in (("head_bucket", {}), ("list_objects_v2", {"MaxKeys": 1})):
             try:
-                answer = await client.head_bucket(Bucket=bucket)
+                answer = await getattr(client, operation)(Bucket=bucket, **arguments)
             except ClientError as error:
                 answer = error.response
                 if (fault := self._fault(error, bucket)).passing:
@@ -177,13 +181,15 @@ class ObjectStore:
                 raise StoreFault("NoCredentials", f"{error} (endpoint {self.name})") from None
             except (BotoCoreError, OSError) as error:
                 raise StoreFault("503", f"endpoint {self.name} cannot be reached ({type(error).__name__})") from None
-            headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
-            known = headers.get("x-amz-bucket-region")
-            if not known:
-                return "us-east-1"  # perhaps not: nothing is remembered
-            if len(self._regions) > 1000:
-                self._regions.clear()
-            self._regions[bucket] = known
+            if answer.get("ResponseMetadata", {}).get("HTTPStatusCode") not in (301, 400) or named_in(answer):
+                break
+        known = self._regions.known(bucket)  # a refusal has named it
+        if known is None and endpoint.region is None and endpoint.url is None:
+            known = named_in(answer)
+            if known is None:
+                return USUAL  # perhaps not: nothing is remembered
+        known = known or endpoint.region or USUAL
+        self._regions.note(bucket, known)
         return known
 
     async def _client(self, region: str) -> Any:
@@ -213,6 +219,7 @@ class ObjectStore:
                     ),
                 )
                 client = self._clients[region] = await self._stack.enter_async_context(context)
+                client.meta.events.register_first("needs-retry.s3", self._regions.heed)
                 # Its models are some 70,000 values that stay: see `tesgate.app.serve`.
                 gc.freeze()
             return client
@@ -233,12 +240,17 @@ class ObjectStore:
         meta = error.response.get("ResponseMetadata", {})
         code = str(said.get("Code") or meta.get("HTTPStatusCode") or "Unknown")
         code = code if code.replace("_", "").isalnum() and len(code) < 60 else "Unknown"
+        region = named_in(error.response)
         sentences = {
             "NoSuchBucket": f"there is no bucket {bucket} at endpoint {self.name}",
             "AccessDenied": f"endpoint {self.name} denies access to the gateway's account",
             "403": f"endpoint {self.name} denies access to the gateway's account",
             "InvalidAccessKeyId": f"endpoint {self.name} does not know the gateway's key; check its credentials",
             "SignatureDoesNotMatch": f"endpoint {self.name} does not accept the gateway's secret key; check it",
+            "AuthorizationHeaderMalformed": f"endpoint {self.name} does not take requests signed for this region; "
+            f"set its `region`{f' to {region}' if region else ''}",
+            "PermanentRedirect": f"bucket {bucket} is elsewhere than endpoint {self.name}"
+            f"{f', in the region {region}' if region else ''}; set its `region` or `url`",
             "ExpiredToken": f"the gateway's credentials for endpoint {self.name} have expired; renew them",
         }
         nothing_done = 400 <= meta.get("HTTPStatusCode", 0) < 500 and not meta.get("RetryAttempts")
