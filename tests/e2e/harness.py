@@ -135,7 +135,7 @@ class Gateway:
             assert process.poll() is None, self.log_path.read_text()[-3000:]
             return re.search(r"listens on http://127\.0\.0\.1:(\d+)", out.read_text())
 
-        self.port = int(wait_for("the gateway to listen", listens, 60)[1])
+        self.port = int(wait_for("the gateway to listen", listens, 200)[1])
         self.client.base_url = httpx.URL(f"http://127.0.0.1:{self.port}/ga4gh/tes/v1")
         wait_for("the gateway to answer", lambda: self.client.get("/service-info").status_code == 200)
         return self

@@ -96,7 +96,7 @@ class Replica:
             assert not self.is_dead(), self.log.read_text()[-3000:]
             return re.search(r"listens on http://[\d.]+:(\d+)", self.log.with_suffix(".out").read_text())
 
-        self.port = int(wait_for("the gateway to listen", listens, 60)[1])
+        self.port = int(wait_for("the gateway to listen", listens, 200)[1])
         self.client.base_url = httpx.URL(f"http://{self.host}:{self.port}/ga4gh/tes/v1")
         return self
 
@@ -209,7 +209,7 @@ class Agent:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._fleet.environment()
             )
-        wait_for("the agent to register", lambda: '"agent ' in self.log.read_text() or self._dead(), 60)
+        wait_for("the agent to register", lambda: '"agent ' in self.log.read_text() or self._dead(), 200)
         return self
 
     def _dead(self) -> bool:
