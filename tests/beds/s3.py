@@ -58,15 +58,26 @@ def serving() -> Generator[Servers]:
     """Install (the first time, up to some minutes) and start both."""
     place = _installed(cache_directory())
     with ExitStack() as stack:
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tesgate-s3-")))
-        ports = _free_ports(9)
-        weed, weed_url = _seaweed(place, directory, ports[:8])
-        stack.callback(_stop, weed)
-        moto, moto_url = _moto(place, directory, ports[8])
-        stack.callback(_stop, moto)
-        _wait(weed, f"{weed_url}/healthz", directory / "weed.log", "SeaweedFS")
-        _wait(moto, f"{moto_url}/moto-api/", directory / "moto.log", "moto")
+        try:
+            weed_url, moto_url = _started(place, stack)
+        except BedUnavailable:
+            # Somebody else may have taken a port that was free when it was looked for.
+            stack.close()
+            weed_url, moto_url = _started(place, stack)
         yield Servers(Server("seaweed", weed_url), Server("moto", moto_url, checks=False))
+
+
+def _started(place: Path, stack: ExitStack) -> tuple[str, str]:
+    """Both servers, until the stack ends; their URLs."""
+    directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tesgate-s3-")))
+    ports = _free_ports(9)
+    weed, weed_url = _seaweed(place, directory, ports[:8])
+    stack.callback(_stop, weed)
+    moto, moto_url = _moto(place, directory, ports[8])
+    stack.callback(_stop, moto)
+    _wait(weed, f"{weed_url}/healthz", directory / "weed.log", "SeaweedFS")
+    _wait(moto, f"{moto_url}/moto-api/", directory / "moto.log", "moto")
+    return weed_url, moto_url
 
 
 def _seaweed(place: Path, directory: Path, ports: list[int]) -> tuple[subprocess.Popen[bytes], str]:
