@@ -64,7 +64,7 @@ def contents_below(*places: Path) -> Iterator[tuple[Path, bytes]]:
                         yield path, path.read_bytes()
 
 
-def wait_for(what: str, ask: Callable[[], T], seconds: float = 30.0, pause: float = 0.05) -> T:
+def wait_for(what: str, ask: Callable[[], T], seconds: float = 60.0, pause: float = 0.05) -> T:
     """The first answer that is true. `ask` may raise what a gateway that is down makes httpx raise."""
     deadline = time.monotonic() + seconds
     last: Any = None
@@ -244,7 +244,7 @@ class Gateway:
         state: str = self.get(task_id, "MINIMAL")["state"]
         return state
 
-    def wait(self, task_id: str, *states: str, seconds: float = 40.0) -> dict[str, Any]:
+    def wait(self, task_id: str, *states: str, seconds: float = 90.0) -> dict[str, Any]:
         """The whole task in one of `states` (by default, a terminal one)."""
         seen: list[str] = []
 
