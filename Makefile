@@ -24,7 +24,7 @@ demo: $(READY) ## a gateway with an agent on this machine, and a task that runs 
 
 .PHONY: test
 test: beds ## everything, with every real service that can be had here (up to 20 minutes)
-	@$(PYTEST) -n $(PROCESSES) --dist loadgroup $(ARGS)
+	@$(PYTEST) -n $(PROCESSES) --dist loadgroup --no-loadscope-reorder -o faulthandler_exit_on_timeout=true $(ARGS)
 
 .PHONY: soak
 soak: beds ## faults at random moments: ROUNDS rounds from SEED on (3 to 5 minutes each, and more the first)

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import anyio
 import pytest
 import pytest_asyncio
+import structlog
 
 from tesgate.store.database import Database
 from tests import beds
@@ -21,16 +22,31 @@ from tests.beds import postgres
 
 T = TypeVar("T")
 
+LONG = (
+    "docker",
+    "hostile",
+    "tests/e2e",
+    "tests/faults",
+    "tests/replicas",
+    "tests/runner",
+    "tests/users",
+    "tests/deploy",
+)
+"""Groups whose tests start processes and wait for them, by the beginning of their names."""
+
+PLAIN = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
+
 _numbers = itertools.count(1)
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark what needs a bed, so that ``make check`` can leave it out, and what must run in one process.
 
     With several processes (``-n 3``) a module's tests stay together, since they share gateways, and so do all that need
     the Docker engine: one process starts and stops it.
     """
+    groups: dict[str, list[pytest.Item]] = {}
     for item in items:
         needs = {*getattr(item, "fixturenames", ()), *_values(item)}
         for name in beds.NAMES:
@@ -41,7 +57,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             group = "hostile"  # three processes that all its modules share
         if "podman" in needs or "podman_rootless" in needs:
             group = "podman"
-        item.add_marker(pytest.mark.xdist_group("docker" if "docker" in needs else group))
+        group = "docker" if "docker" in needs else group
+        item.add_marker(pytest.mark.xdist_group(group))
+        groups.setdefault(group, []).append(item)
+    if hasattr(config, "workerinput"):
+        order = sorted(groups, key=lambda group: (_turn(group), -len(groups[group]), group))
+        items[:] = [item for group in order for item in groups[group]]
+
+
+def _turn(group: str) -> int:
+    """When a group has its turn (``--no-loadscope-reorder``): the long ones first, so that none is alone at the end."""
+    return next((turn for turn, start in enumerate(LONG) if group.startswith(start)), len(LONG))
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -60,7 +86,12 @@ def _values(item: pytest.Item) -> set[str]:
 
 
 def pytest_configure() -> None:
-    """A shell that runs us in the background may have us ignore Ctrl-C, and all that we start would inherit that."""
+    """Logs of what runs in this process, and signals.
+
+    A shell that runs us in the background may have us ignore Ctrl-C, and all that we start would inherit that.
+    """
+    # Left alone, structlog paints each traceback with all variables, which takes longer than most tests.
+    structlog.configure(processors=[*structlog.get_config()["processors"][:-1], PLAIN])
     for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, handler)

@@ -18,7 +18,7 @@ T = TypeVar("T")
 ENDED = ("COMPLETE", "EXECUTOR_ERROR", "SYSTEM_ERROR", "CANCELED")
 
 
-def wait_for(what: str, ask: Callable[[], T], seconds: float = 30.0, pause: float = 0.05) -> T:
+def wait_for(what: str, ask: Callable[[], T], seconds: float = 60.0, pause: float = 0.05) -> T:
     """The first answer that is true. `ask` may raise what a gateway that is down makes httpx raise."""
     deadline = time.monotonic() + seconds
     last: Any = None
@@ -74,7 +74,7 @@ class Api:
         answer = self.client.post(f"/tasks/{task_id}:cancel")
         assert (answer.status_code, answer.json()) == (200, {})
 
-    def wait(self, task_id: str, *states: str, seconds: float = 40.0) -> dict[str, Any]:
+    def wait(self, task_id: str, *states: str, seconds: float = 90.0) -> dict[str, Any]:
         """The whole task in one of `states` (by default, a terminal one)."""
 
         def there() -> bool:

@@ -98,7 +98,7 @@ async def subject(request: pytest.FixtureRequest, rows: Rows) -> AsyncGenerator[
 
 
 async def next_of(watch: AsyncIterator[Observation], kind: type[Observation]) -> Observation:
-    with anyio.fail_after(5):
+    with anyio.fail_after(60):
         async for observation in watch:
             if isinstance(observation, kind):
                 return observation

@@ -115,7 +115,12 @@ def serving() -> Generator[Servers]:
         def vsftpd(tls: str = "", **settings: str) -> Site:
             key = json.dumps([tls, settings], sort_keys=True)
             if key not in sites:
-                sites[key] = _start_vsftpd(programs, base / f"vsftpd-{len(sites)}", certificate, tls, settings, stack)
+                there = base / f"vsftpd-{len(sites)}"
+                try:
+                    sites[key] = _start_vsftpd(programs, there, certificate, tls, settings, stack)
+                except BedUnavailable:
+                    # Somebody else may have taken a port that was free when it was looked for.
+                    sites[key] = _start_vsftpd(programs, there.with_suffix(".again"), certificate, tls, settings, stack)
             return sites[key]
 
         def faulty(*, tls: bool = False, home: str = "") -> Faulty:

@@ -73,19 +73,18 @@ def serving() -> Generator[Servers]:
     """Install (the first time, up to some minutes) and start both."""
     place = _installed(cache_directory())
     with ExitStack() as stack:
+        try:
+            made = _both(place, stack)
+        except BedUnavailable:
+            # Somebody else may have taken a port that was free when it was looked for.
+            stack.close()
+            made = _both(place, stack)
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tesgate-s3-")))
-        ports = _free_ports(9 + len(FURTHER))
-        weed, weed_url = _seaweed(place, directory, ports[:8])
-        stack.callback(_stop, weed)
-        moto, moto_url = _moto(place, directory, ports[8])
-        stack.callback(_stop, moto)
-        _wait(weed, f"{weed_url}/healthz", directory / "weed.log", "SeaweedFS")
-        _wait(moto, f"{moto_url}/moto-api/", directory / "moto.log", "moto")
         further = {
             name: stack.enter_context(_started(name, directory, port))
-            for name, port in zip(FURTHER, ports[9:], strict=True)
+            for name, port in zip(FURTHER, _free_ports(len(FURTHER)), strict=True)
         }
-        yield Servers(Server("seaweed", weed_url), Server("moto", moto_url, checks=False), further)
+        yield Servers(*made, further)
 
 
 @contextmanager
@@ -113,6 +112,19 @@ def _started(name: str, directory: Path, port: int) -> Generator[Server]:
         yield Server(name, f"http://{place}")
     finally:
         _stop(process)
+
+
+def _both(place: Path, stack: ExitStack) -> tuple[Server, Server]:
+    """SeaweedFS and moto, until the stack ends."""
+    directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tesgate-s3-")))
+    ports = _free_ports(9)
+    weed, weed_url = _seaweed(place, directory, ports[:8])
+    stack.callback(_stop, weed)
+    moto, moto_url = _moto(place, directory, ports[8])
+    stack.callback(_stop, moto)
+    _wait(weed, f"{weed_url}/healthz", directory / "weed.log", "SeaweedFS")
+    _wait(moto, f"{moto_url}/moto-api/", directory / "moto.log", "moto")
+    return Server("seaweed", weed_url), Server("moto", moto_url, checks=False)
 
 
 def _seaweed(place: Path, directory: Path, ports: list[int]) -> tuple[subprocess.Popen[bytes], str]:

@@ -43,10 +43,13 @@ if [ -n "$missing" ]; then
         export DEBIAN_FRONTEND=noninteractive
         log=$(mktemp)
         apt-get update -qq >"$log" 2>&1 || say "apt-get update failed: $(tail -n 1 "$log")"
-        for package in $missing; do
-            # One by one, so that one that cannot be had does not take the others along.
-            apt-get install -y -qq --no-install-recommends "$package" >"$log" 2>&1 </dev/null ||
-                say "$package cannot be installed: $(grep -m 1 '^E:' "$log" || tail -n 1 "$log")"
+        install() {
+            apt-get install -y -qq --no-install-recommends "$@" >"$log" 2>&1 </dev/null
+        }
+        # All at once, which is quicker; else one by one, so that one that cannot be had takes no other along.
+        # shellcheck disable=SC2086
+        install $missing || for package in $missing; do
+            install "$package" || say "$package cannot be installed: $(grep -m 1 '^E:' "$log" || tail -n 1 "$log")"
         done
         rm -f "$log"
     fi

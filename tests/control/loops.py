@@ -143,7 +143,7 @@ class Replica:
             agents=self.agents,
             attempts=self.attempts,
             wakes=self.wakes,
-            policy=Policy(lease=30 * SECOND, grace=10 * SECOND, longest_poll=20 * SECOND, retries=RETRIES),
+            policy=Policy(lease=30 * SECOND, grace=10 * SECOND, longest_poll=3600 * SECOND, retries=RETRIES),
             plan_for=_plan,
             metrics=Metrics(),
         )
@@ -230,7 +230,7 @@ class FakeAgent:
 
     async def take(self, replica: Replica, task_id: str, number: int = 1) -> None:
         """Wait for the start of an attempt, acknowledge it and say that it runs."""
-        with anyio.fail_after(5):
+        with anyio.fail_after(60):
             while (task_id, number) not in {(p.task, p.attempt) for p in (await self.poll(replica, wait=0.3)).start}:
                 pass
         self.have.add((task_id, number))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import anyio
 import pytest
 
@@ -160,7 +162,7 @@ async def test_one_that_comes_back_before_its_attempts_were_lost_keeps_them(rows
     await agent.register(a)
     async with a.dispatching():
         await a.drivers.compare()
-        with anyio.fail_after(5):
+        with anyio.fail_after(60):
             assert not (await agent.poll(a)).forget
         await a.service.finish(task_id, 1, agent.report("COMPLETE"))
     assert (await rows.row(task_id))["attempt"] == 1
@@ -209,6 +211,35 @@ async def test_a_task_with_a_path_that_only_the_lost_agent_had_waits_for_it(rows
         await agent.register(a)
         await agent.take(a, task_id, 2)
     assert (await rows.row(task_id))["state"] == "RUNNING"
+
+
+async def test_one_that_comes_back_while_a_round_looks_has_nothing_refused(
+    rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not among the open agents that the round has read, nor among the lost ones any more."""
+    a = await Replica.made(rows.database)
+    agent, other = FakeAgent("agent1", roots=["/far"]), FakeAgent("agent2")
+    await agent.register(a)
+    await lose(a)
+    await other.register(a)
+    output = {"path": "/out/x", "url": "file:///far/x", "type": "FILE"}
+    task_id = await rows.submit(document={"executors": [{"image": "x", "command": ["true"]}], "outputs": [output]})
+    real, returned = a.tasks.head, 0
+
+    async def head(*words: Any, **more: Any) -> Any:
+        nonlocal returned
+        found = await real(*words, **more)
+        if not returned:
+            returned = 1
+            await agent.register(a)
+        return found
+
+    monkeypatch.setattr(a.dispatcher._tasks, "head", head)
+    await a.dispatcher.once()
+    assert returned
+    assert (await rows.row(task_id))["state"] == "QUEUED"
+    async with a.dispatching():
+        await agent.take(a, task_id)
 
 
 async def waits_for(rows: Rows, task_id: str, word: str) -> bool:

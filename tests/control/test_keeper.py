@@ -41,7 +41,7 @@ async def test_another_epoch_ends_the_process(rows: Rows) -> None:
     supervisor = Supervisor()
     supervisor.add("keeper", lambda: repeat("keeper", a.keeper.once, SECOND / 50))
     supervisor.add("drivers", a.drivers.run)
-    with anyio.fail_after(5):
+    with anyio.fail_after(60):
         with pytest.raises(BaseExceptionGroup) as caught:
             await supervisor.run()
     assert caught.group_contains(Superseded)
@@ -147,13 +147,13 @@ async def test_a_cancel_is_carried_out_by_whoever_adopts(rows: Rows) -> None:
         async with anyio.create_task_group() as group:
 
             async def hold() -> None:
-                answer = await agent.poll(b, wait=5)
+                answer = await agent.poll(b, wait=3600)
                 assert [order.task for order in answer.stop] == [task_id]
                 held.set()
 
             group.start_soon(hold)
             await b.keeper.once()
-            with anyio.fail_after(5):
+            with anyio.fail_after(60):
                 await held.wait()
         await b.service.stopped(task_id, 1, agent.report())
     assert (await rows.row(task_id))["state"] == "CANCELED"

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -40,6 +40,16 @@ SETTINGS = {
     "RETRIES__BACKOFF_FIRST": "0.2",
     "TELEMETRY__LOG_FORMAT": "json",
 }
+
+
+LEFT_OVER = {
+    "room": "SELECT id, used_cpu_milli, used_ram_bytes, used_disk_bytes FROM agent "
+    "WHERE used_cpu_milli <> 0 OR used_ram_bytes <> 0 OR used_disk_bytes <> 0",
+    "tasks": "SELECT id, state, phase FROM task WHERE phase <> 'ended' OR NOT released",
+    "leases": "SELECT id, publisher FROM task WHERE publisher IS NOT NULL OR publish_until > now()",
+    "attempts": "SELECT task_id, number FROM attempt WHERE NOT closed",
+}
+"""Queries for rows that should not be there when all tasks have ended."""
 
 
 def contents_below(*places: Path) -> Iterator[tuple[Path, bytes]]:
@@ -107,7 +117,7 @@ class Gateway(Process, Api):
             assert process.poll() is None, self.log_path.read_text()[-3000:]
             return re.search(r"listens on http://127\.0\.0\.1:(\d+)", out.read_text())
 
-        self.port = int(wait_for("the gateway to listen", listens, 60)[1])
+        self.port = int(wait_for("the gateway to listen", listens, 200)[1])
         self.client.base_url = httpx.URL(f"http://127.0.0.1:{self.port}/ga4gh/tes/v1")
         wait_for("the gateway to answer", lambda: self.client.get("/service-info").status_code == 200)
         return self
@@ -117,7 +127,7 @@ class Gateway(Process, Api):
         wait_for("an agent", lambda: self.rows("SELECT 1 FROM agent WHERE state = 'open'"))
         return self
 
-    def terminate(self, seconds: float = 15.0) -> float:
+    def terminate(self, seconds: float = 60.0) -> float:
         """SIGTERM; how long it took."""
         assert self.process is not None
         began = time.monotonic()
@@ -227,14 +237,18 @@ class Gateway(Process, Api):
 
     def rows(self, query: str, *arguments: Any) -> list[dict[str, Any]]:
         """Ask the database itself, the embedded one or the one that the settings name."""
+        return self.tables([query], *arguments)[0]
 
-        async def ask() -> list[dict[str, Any]]:
+    def tables(self, queries: Sequence[str], *arguments: Any) -> list[list[dict[str, Any]]]:
+        """The rows of each query, over one connection: each costs the server a process."""
+
+        async def ask() -> list[list[dict[str, Any]]]:
             dsn = self.environment.get("TESGATE_DATABASE_URL") or (
                 f"postgresql://tesgate@/tesgate?host={self.postmaster().socket_directory}&port=5432"
             )
             connection = await asyncpg.connect(dsn)
             try:
-                return [dict(row) for row in await connection.fetch(query, *arguments)]
+                return [[dict(row) for row in await connection.fetch(query, *arguments)] for query in queries]
             finally:
                 await connection.close()
 
@@ -263,21 +277,16 @@ class Gateway(Process, Api):
     def left_over(self) -> dict[str, Any]:
         """Everything that should not be there when all tasks have ended."""
         attempts = self.scratch / "attempts"
+        rows = dict(zip(LEFT_OVER, self.tables(list(LEFT_OVER.values())), strict=True))
         found: dict[str, Any] = {
+            **rows,
             "containers": self.containers(),
             "attempt directories": [path.name for path in attempts.iterdir()] if attempts.exists() else [],
-            "room": self.rows(
-                "SELECT id, used_cpu_milli, used_ram_bytes, used_disk_bytes FROM agent "
-                "WHERE used_cpu_milli <> 0 OR used_ram_bytes <> 0 OR used_disk_bytes <> 0"
-            ),
-            "tasks": self.rows("SELECT id, state, phase FROM task WHERE phase <> 'ended' OR NOT released"),
-            "leases": self.rows("SELECT id, publisher FROM task WHERE publisher IS NOT NULL OR publish_until > now()"),
-            "attempts": self.rows("SELECT task_id, number FROM attempt WHERE NOT closed"),
             "temporary files": [str(path) for path in self.files.rglob("*") if TEMPORARY.search(path.name)],
         }
         return {name: what for name, what in found.items() if what}
 
-    def assert_nothing_left(self, seconds: float = 20.0) -> None:
+    def assert_nothing_left(self, seconds: float = 60.0) -> None:
         """No container, room, lease, open row, scratch directory or temporary file is left, soon."""
         deadline = time.monotonic() + seconds
         while left := self.left_over():

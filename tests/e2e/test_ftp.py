@@ -12,7 +12,7 @@ import pytest
 from tests.beds.ftp import PASSWORD, Servers, Site
 from tests.e2e.harness import Gateway, contents_below, gateway_of, sh, wait_for
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(240)
 
 IN_URL = "lab%3Asecret%2F1"
 

@@ -12,7 +12,7 @@ from tests.beds.docker import USUAL_SOCKET
 from tests.e2e.conftest import only
 from tests.e2e.harness import Gateway, gateway_of, sh, wait_for
 
-pytestmark = [pytest.mark.timeout(60), pytest.mark.slow]
+pytestmark = [pytest.mark.timeout(240), pytest.mark.slow]
 
 LOST_AFTER = 6
 

@@ -12,7 +12,7 @@ from tests.beds.docker import USUAL_SOCKET
 from tests.e2e.conftest import RUNTIMES
 from tests.e2e.harness import Gateway, gateway_of, sh, wait_for
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(240)
 
 
 @pytest.fixture(scope="module", params=RUNTIMES)

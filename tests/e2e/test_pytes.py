@@ -9,7 +9,7 @@ import tes
 from tests.beds.images import BUSYBOX
 from tests.e2e.harness import Gateway, wait_for
 
-pytestmark = [pytest.mark.timeout(60), pytest.mark.filterwarnings("ignore::DeprecationWarning:tes")]
+pytestmark = [pytest.mark.timeout(240), pytest.mark.filterwarnings("ignore::DeprecationWarning:tes")]
 
 
 def task_of(gateway: Gateway, *command: str, name: str = "py-tes") -> tes.Task:

@@ -13,7 +13,7 @@ import pytest
 from tests.beds.clients import Clients
 from tests.e2e.harness import ENDED, Gateway, gateway_of, wait_for
 
-pytestmark = pytest.mark.timeout(90)
+pytestmark = pytest.mark.timeout(240)
 
 DRIVE = Path(__file__).resolve().parents[1] / "clients/drive.py"
 STARTED = ("INITIALIZING", "RUNNING", "PAUSED", *ENDED)

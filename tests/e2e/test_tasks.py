@@ -14,7 +14,7 @@ from tests.beds.images import BUSYBOX, engine_call
 from tests.e2e.conftest import Web
 from tests.e2e.harness import Gateway, sh, wait_for
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(240)
 
 
 def logs(task: dict[str, Any]) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from tests.e2e.conftest import Web
 from tests.e2e.harness import Gateway, contents_below, gateway_of, sh
 from tests.transfer.put_server import Storing, put_server
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(240)
 
 SECRET, PASSWORD = "s3cr3t-of-a-header", "s3cr3t-of-a-user"
 

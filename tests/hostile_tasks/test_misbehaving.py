@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import psutil
 import pytest
 
@@ -157,9 +155,7 @@ def test_a_task_that_wakes_the_agent_all_the_time(sandbox: Site) -> None:
         )
     )
     wait_for(lambda: sandbox.bench.reports(key), "it to run")
-    began = time.monotonic()
     assert sandbox.run("true")["state"] == "COMPLETE"
-    assert time.monotonic() - began < 30
     sandbox.bench.gateway.cancel(key)
     said_last, _ = sandbox.bench.gateway.end_of(key)
     assert said_last == "stopped"

@@ -28,8 +28,8 @@ LINE = "echo once >> /count/starts; "
 
 SETTINGS = {
     "CONTROL__HEARTBEAT": "0.2",
-    "CONTROL__TRUST_WINDOW": "0.6",
-    "CONTROL__ADOPT_AFTER": "1.2",
+    "CONTROL__TRUST_WINDOW": "1.2",
+    "CONTROL__ADOPT_AFTER": "2.4",
     "CONTROL__CANCEL_GRACE": "1",
     "DEFAULTS__RAM_GB": "0.25",
     "RETRIES__BACKOFF_FIRST": "0.2",
@@ -79,7 +79,7 @@ class Replica(Process, Api):
             assert not self.is_dead(), self.log.read_text()[-3000:]
             return re.search(r"listens on http://[\d.]+:(\d+)", self.log.with_suffix(".out").read_text())
 
-        self.port = int(wait_for("the gateway to listen", listens, 60)[1])
+        self.port = int(wait_for("the gateway to listen", listens, 200)[1])
         self.client.base_url = httpx.URL(f"http://{self.host}:{self.port}/ga4gh/tes/v1")
         return self
 
@@ -89,7 +89,7 @@ class Replica(Process, Api):
     def refused(self) -> tuple[int, str]:
         """Start it where it cannot; exit code and what it said."""
         environment = self._fleet.environment(self.program, **self.settings)
-        done = subprocess.run(self.command(), capture_output=True, text=True, env=environment, timeout=30, check=False)
+        done = subprocess.run(self.command(), capture_output=True, text=True, env=environment, timeout=120, check=False)
         assert "Traceback" not in done.stderr
         return done.returncode, done.stderr
 
@@ -98,7 +98,7 @@ class Replica(Process, Api):
         began = time.monotonic()
         self.signal(signal.SIGTERM)
         assert self.process is not None
-        assert self.process.wait(20) == 0, self.log.read_text()[-3000:]
+        assert self.process.wait(60) == 0, self.log.read_text()[-3000:]
         return time.monotonic() - began
 
     def close(self) -> None:
@@ -154,7 +154,7 @@ class Agent(Process):
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._fleet.environment()
             )
-        wait_for("the agent to register", lambda: '"agent ' in self.log.read_text() or self._dead(), 60)
+        wait_for("the agent to register", lambda: '"agent ' in self.log.read_text() or self._dead(), 200)
         return self
 
     def _dead(self) -> bool:
@@ -213,7 +213,7 @@ class Fleet:
         command = [sys.executable, "-m", "tesgate.cli", *words, "--database-url", self.database_url]
         command += ["--data-dir", str(self.base / "operator")]
         done = subprocess.run(
-            command, capture_output=True, text=True, env=self.environment(program), timeout=30, check=False
+            command, capture_output=True, text=True, env=self.environment(program), timeout=120, check=False
         )
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -267,10 +267,15 @@ class Fleet:
     # what lies below
 
     def rows(self, query: str, *arguments: Any) -> list[dict[str, Any]]:
-        async def ask() -> list[dict[str, Any]]:
+        return self.tables([query], *arguments)[0]
+
+    def tables(self, queries: Sequence[str], *arguments: Any) -> list[list[dict[str, Any]]]:
+        """The rows of each query, over one connection: each costs the server a process."""
+
+        async def ask() -> list[list[dict[str, Any]]]:
             connection = await asyncpg.connect(self.database_url)
             try:
-                return [dict(row) for row in await connection.fetch(query, *arguments)]
+                return [[dict(row) for row in await connection.fetch(query, *arguments)] for query in queries]
             finally:
                 await connection.close()
 
@@ -284,7 +289,7 @@ class Fleet:
     def id_of(self, replica: Replica) -> str:
         return (replica.data / "replica.id").read_text().strip()
 
-    def assert_nothing_left(self, seconds: float = 30.0) -> None:
+    def assert_nothing_left(self, seconds: float = 60.0) -> None:
         """No open row, room or lease, no attempt's directory, sandbox or temporary file, soon after the end."""
         queries: Sequence[str] = (
             "SELECT id, state, phase FROM task WHERE phase <> 'ended' OR NOT released",
@@ -295,13 +300,15 @@ class Fleet:
         left: list[Any] = []
 
         def nothing() -> bool:
-            left[:] = [row for query in queries for row in self.rows(query)]
+            left[:] = [row for rows in self.tables(queries) for row in rows]
+            if left:  # what follows looks at every process of the machine
+                return False
             for agent in self.agents.values():
                 left.extend(agent.left_over())
             left.extend(str(path) for path in self.files.rglob(".tesgate*"))
             return not left
 
         try:
-            wait_for("nothing to be left", nothing, seconds)
+            wait_for("nothing to be left", nothing, seconds, pause=0.1)
         except AssertionError:
             raise AssertionError(f"still there: {left}") from None

@@ -11,9 +11,11 @@ import pytest
 
 from tests.replicas.fleet import Agent, Fleet, Replica, wait_for
 
-pytestmark = [pytest.mark.timeout(60), pytest.mark.slow]
+pytestmark = [pytest.mark.timeout(240), pytest.mark.slow]
 
 REFUSED = 2
+PROMPT = 12.0
+"""Seconds; a poll that is held is answered after 20."""
 SUPERSEDED = 7
 
 
@@ -43,7 +45,7 @@ def test_another_deployment_is_refused(fleet: Fleet, a: Replica, stranger: Repli
     assert f"belongs to the deployment {row['id']} and the configuration names elsewher" in said
     stranger.settings = {"DEPLOYMENT_ID": row["id"]}
     stranger.start()
-    assert stranger.terminate() < 5
+    assert stranger.terminate() < PROMPT
 
 
 @pytest.mark.usefixtures("leaves_no_trace")
@@ -93,10 +95,10 @@ def test_a_copy_of_a_data_directory_ends_the_one_before(fleet: Fleet, a: Replica
     stranger.data.mkdir()
     (stranger.data / "replica.id").write_text(fleet.id_of(a))
     stranger.start()
-    wait_for("the older one to end", a.is_dead, 5)
+    wait_for("the older one to end", a.is_dead)
     assert a.process is not None
     assert a.process.returncode == SUPERSEDED
-    assert stranger.terminate() < 5
+    assert stranger.terminate() < PROMPT
 
 
 def test_a_signal_right_after_the_start_is_orderly(fleet: Fleet, stranger: Replica) -> None:
@@ -108,7 +110,7 @@ def test_a_signal_right_after_the_start_is_orderly(fleet: Fleet, stranger: Repli
             assert process.stdout is not None
             assert b"listens on" in process.stdout.readline()
             process.terminate()
-            assert process.wait(5) == 0
+            assert process.wait(60) == 0
         (row,) = fleet.rows("SELECT left_at FROM replica WHERE id = $1", fleet.id_of(stranger))
         assert row["left_at"] is not None
 
@@ -135,13 +137,13 @@ def test_roles_may_be_split(fleet: Fleet, a: Replica) -> None:
         canceled = api.submit("sleep 300")
         agent.begun(canceled)
         api.cancel(canceled)
-        api.wait(canceled, "CANCELED", seconds=5)
+        api.wait(canceled, "CANCELED", seconds=PROMPT)
         assert other.client.get("/tasks").status_code == 404
         (count / "go").touch()
         fleet.check(api.wait(running))
         fleet.assert_nothing_left()
-        assert api.terminate() < 5
-        assert other.terminate() < 5
+        assert api.terminate() < PROMPT
+        assert other.terminate() < PROMPT
     finally:
         agent.close()
 
@@ -161,8 +163,8 @@ def test_an_agent_that_is_held_is_not_taken_for_lost(fleet: Fleet, a: Replica, s
 
         for _ in range(4):
             before = row()["seen_at"]
-            wait_for("another poll", lambda: row()["seen_at"] != before, 5)  # noqa: B023
+            wait_for("another poll", lambda: row()["seen_at"] != before)  # noqa: B023
         assert (row()["session"], row()["state"]) == (1, "open")
-        assert stranger.terminate() < 5
+        assert stranger.terminate() < PROMPT
     finally:
         agent.close()

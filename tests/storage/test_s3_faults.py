@@ -33,7 +33,7 @@ class Broken:
     world: World
     proxy: Proxy
 
-    def use(self, *endpoints: S3Endpoint, clock: Any = time.time, deadline: float = 20.0) -> None:
+    def use(self, *endpoints: S3Endpoint, clock: Any = time.time, deadline: float = 120.0) -> None:
         world = self.world
         world.settings = S3Settings(endpoints=list(endpoints))
         world.__post_init__()

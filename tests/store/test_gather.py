@@ -41,7 +41,7 @@ class Statements:
 
     async def reached(self, batches: int) -> None:
         """Until so many batches were begun."""
-        with anyio.fail_after(5):
+        with anyio.fail_after(60):
             while len(self.batches) < batches:
                 await anyio.sleep(0)
 
@@ -165,8 +165,8 @@ async def test_who_has_not_waited_long_goes_along_again(statements: Statements) 
 async def test_a_full_disk_is_not_waited_for(statements: Statements) -> None:
     statements.fault = DatabaseUnavailable("no space left")
     statements.fault.passing = False
-    gather = Gather(statements.run, concurrency=1, patience=20)
-    with anyio.fail_after(10):
+    gather = Gather(statements.run, concurrency=1, patience=600)
+    with anyio.fail_after(60):
         answers = await all_of(gather, range(5))
     assert all(isinstance(answer, DatabaseUnavailable) for answer in answers)
     assert len(statements.batches) == 1

@@ -284,18 +284,19 @@ def test_nonsense_urls_are_final(bed: Bed, url: str) -> None:
 
 
 def test_the_first_failure_stops_the_others(bed: Bed, server: Misbehaving) -> None:
+    bed.http = HttpSettings(read_timeout=100.0)
     server.body, server.stall_after = BODY, 10
     begun = time.monotonic()
 
     def fail_late(be: Misbehaving, count: int) -> None:
         if count == 2:
-            be.stalled.wait(10)
+            be.stalled.wait(40)
             be.statuses = [404]
 
     server.before = fail_late
     with pytest.raises(StagingError, match="answered 404"):
         bed.stage_in(*(Input(f"/{n}", f"ro/{n}", url=f"{server.url}/{n}") for n in range(2)))
-    assert time.monotonic() - begun < 3
+    assert time.monotonic() - begun < 50  # of the 100 that the other would wait
 
 
 @pytest.mark.parametrize("where", ["body", "pause", "connect"])
@@ -327,7 +328,7 @@ def test_a_cancel_is_prompt(bed: Bed, server: Misbehaving, where: str) -> None:
             group.cancel_scope.cancel()
         return anyio.current_time() - begun
 
-    assert anyio.run(run) < 1
+    assert anyio.run(run) < 30  # of 60
     for opened in (full, *fillers):
         opened.close()
 
@@ -393,7 +394,7 @@ def test_a_cancel_wakes_a_tls_connection(bed: Bed, secure: tuple[Misbehaving, st
     behaviour, certificate = secure
     behaviour.body, behaviour.stall_after = BODY, 100
     bed.policy = UrlPolicy(allowed_hosts=["ok.test"])
-    bed.http = HttpSettings(ca_file=certificate)
+    bed.http = HttpSettings(ca_file=certificate, read_timeout=60.0)
 
     async def run() -> float:
         async with anyio.create_task_group() as group:
@@ -404,7 +405,7 @@ def test_a_cancel_wakes_a_tls_connection(bed: Bed, secure: tuple[Misbehaving, st
             group.cancel_scope.cancel()
         return anyio.current_time() - begun
 
-    assert anyio.run(run) < 1
+    assert anyio.run(run) < 30  # of 60
 
 
 def test_no_descriptor_is_left_open(bed: Bed, server: Misbehaving) -> None:

@@ -506,7 +506,7 @@ def test_a_cancel_leaves_no_temporary_files(bed: Bed, monkeypatch: pytest.Monkey
         stager = bed.stager(link_outputs=False)
         async with anyio.create_task_group() as group:
             group.start_soon(stager.prepare_outputs, [bed.output("/work/x", "x")], [], str(bed.attempt), "tg")
-            with anyio.fail_after(10):
+            with anyio.fail_after(60):
                 while not os.listdir(bed.root):
                     await anyio.sleep(0.005)
             begun = anyio.current_time()

@@ -30,7 +30,7 @@ def no_more_descriptors() -> Iterator[None]:
     """Fail where files or sockets stay open. The proxy's own, in this process, end when it sees that ours have."""
     before = len(os.listdir("/proc/self/fd"))
     yield
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while (now := len(os.listdir("/proc/self/fd"))) > before:
         assert time.monotonic() < deadline, (before, now)
         time.sleep(0.02)
@@ -325,7 +325,7 @@ def test_a_cancel_ends_it_at_once(objects: Objects, where: str) -> None:
             group.cancel_scope.cancel()
         return time.monotonic() - began
 
-    assert anyio.run(run) < 10
+    assert anyio.run(run) < 20  # of 30 or 60
     free.set()
 
 

@@ -6,6 +6,7 @@ import hashlib
 import os
 import threading
 import time
+from dataclasses import replace
 from typing import Any
 
 import anyio
@@ -254,6 +255,7 @@ def test_a_cancel_ends_it_at_once_and_leaves_no_upload(objects: Objects, where: 
 
         objects.signing.before = block
     else:
+        objects.settings = replace(objects.settings, read_timeout=60.0)
         objects.fault("stall", method="PUT", at=0, times=-1)
         blocked = objects.proxy.held
 
@@ -265,7 +267,7 @@ def test_a_cancel_ends_it_at_once_and_leaves_no_upload(objects: Objects, where: 
             group.cancel_scope.cancel()
         return time.monotonic() - began
 
-    assert anyio.run(run) < 10
+    assert anyio.run(run) < 30  # of 60
     free.set()
     assert objects.stored_keys() == []
     assert objects.uploads() == []

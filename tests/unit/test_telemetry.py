@@ -16,13 +16,13 @@ from tesgate.telemetry import Metrics, configure_logging, redact, redact_url
 @pytest.fixture
 def log() -> Generator[io.StringIO]:
     root = logging.getLogger()
-    before = (root.handlers[:], root.level)
+    before, configured = (root.handlers[:], root.level), structlog.get_config()
     stream = io.StringIO()
     configure_logging(form="json", stream=stream)
     yield stream
     root.handlers, root.level = before[0], before[1]
     root.setLevel(before[1])
-    structlog.reset_defaults()
+    structlog.configure(**configured)
 
 
 SECRETS = ("tgu_abcDEF-123", "hunter2", "AKIASIGNATURE", "dXNlcjpwYXNz")

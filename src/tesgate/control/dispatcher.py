@@ -189,7 +189,7 @@ class Dispatcher:
         self, candidates: Sequence[Candidate], rooms: Sequence[AgentRoom], placement: Placement
     ) -> None:
         """A path that only agents know that are lost is waited for: they may come back."""
-        known = [*self._known_roots, *await self._agents.lost_roots()]
+        known = [*self._known_roots, *await self._agents.known_roots()]
         refused = [candidate for candidate in candidates if candidate.task_id in placement.refused]
         again = self._place(refused, rooms, known)
         placement.reasons.update(again.reasons)

@@ -213,9 +213,9 @@ class AgentStore:
         rows = await self._database.fetch(self._sql["drain_agents"], name, drain, pool)
         return [(row["id"], row["host"]) for row in rows]
 
-    async def lost_roots(self) -> list[tuple[str, bool]]:
-        """File roots (path, writable) of agents that were declared lost."""
-        rows = await self._database.fetch(self._sql["lost_roots"])
+    async def known_roots(self) -> list[tuple[str, bool]]:
+        """File roots (path, writable) of all agents, also of those that were declared lost."""
+        rows = await self._database.fetch(self._sql["agents_roots"])
         return [(row["root"]["path"], bool(row["root"].get("writable", True))) for row in rows]
 
     async def count_silence(self) -> list[Silence]:

@@ -78,7 +78,7 @@ async def test_pulls_of_one_image_are_joined(tmp_path: Path) -> None:
         async with anyio.create_task_group() as group:
             for _ in range(5):
                 group.start_soon(runtime.prepare, NAME, "missing")
-            with anyio.fail_after(10):
+            with anyio.fail_after(60):
                 while not registry.pulls:
                     await anyio.sleep(0.01)
             registry.go.set()

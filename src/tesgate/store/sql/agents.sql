@@ -62,9 +62,9 @@ UPDATE agent SET told_to_drain = $2
 WHERE id = $1 AND ($3::text IS NULL OR pool = $3) OR host = $1 AND $3::text IS NULL
 RETURNING id, host, pool, state;
 
--- name: lost_roots
--- Lost agents may come back, and their roots with them.
-SELECT DISTINCT r.root FROM agent, jsonb_array_elements(roots) AS r(root) WHERE state = 'closed';
+-- name: agents_roots
+-- Lost agents may come back, and their roots with them; one may have done so since the open ones were read.
+SELECT DISTINCT r.root FROM agent, jsonb_array_elements(roots) AS r(root);
 
 -- name: count_silence
 -- One good tick: gateway and database both worked since the last one.
