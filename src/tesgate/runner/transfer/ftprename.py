@@ -36,6 +36,8 @@ class FtpItem(Item):
     temporary: str = ""
     beside: str = ""
     """The directory that holds the temporary file, once it was found."""
+    stored: bool = False
+    """Its bytes are all there, under the temporary name."""
     renaming: bool = False
     """The server was told to rename, and has not answered."""
     aside: bool = False

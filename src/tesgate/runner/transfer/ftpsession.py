@@ -15,7 +15,7 @@ import threading
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from .connect import connect_again, connect_any
 from .ftpcontrol import Control
@@ -255,12 +255,16 @@ class FtpSession(Control):
     def length(self, path: str) -> Optional[int]:
         """Return a file's size in bytes; None where the server cannot tell. Raises 550 for what is no file."""
         try:
-            found = re.match(r"213[ ]+([0-9]{1,18})\s*$", self.sendcmd("SIZE " + path))
+            return _length_in(self.sendcmd("SIZE " + path))
         except ftplib.error_perm as error:
             if code_of(error) in _UNKNOWN:
                 return None
             raise
-        return int(found.group(1)) if found else None
+
+    def lengths(self, paths: Sequence[str]) -> List[Optional[int]]:
+        """Ask for many sizes in a few round trips; only where `can_pipeline`. None for whatever is no size."""
+        replies = self.ask_together(["SIZE " + path for path in paths])
+        return [_length_in(reply) if isinstance(reply, str) else None for reply in replies]
 
     def changed(self, path: str) -> Optional[str]:
         """Return when a file was changed last, as the server writes it (RFC 3659); None where it does not tell."""
@@ -383,3 +387,8 @@ class FtpSession(Control):
         self.broken = True
         with contextlib.suppress(OSError):
             self.close()
+
+
+def _length_in(answer: str) -> Optional[int]:
+    found = re.match(r"213[ ]+([0-9]{1,18})\s*$", answer)
+    return int(found.group(1)) if found else None
