@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ftplib
 import os
+import re
 import select
 import socket
 import ssl
@@ -24,6 +25,8 @@ _SENT = 4 << 20
 _TLS_BUFFER = 256 << 10
 _FAREWELL = 10.0
 """How long a server may take to close a connection over which everything came (seconds)."""
+_CUT_SHORT = re.compile(r"truncated", re.IGNORECASE)
+"""In what a server says after a listing: pure-ftpd ends all of them at so many entries."""
 _LONGEST_LINE = 4608
 """Bytes of one line of a listing: the longest path that Linux knows (of a link), and what stands before it."""
 
@@ -228,7 +231,8 @@ def _why_refused(session: FtpSession, error: OSError) -> None:
 def list_lines(session: FtpSession, command: str) -> Iterator[bytes]:
     """Yield the lines of a listing.
 
-    Raises `FtpPassing` where it ends in the middle of a line, `FtpRefused` for one that is longer than any can be.
+    Raises `FtpPassing` where it ends in the middle of a line, `FtpRefused` for one that is longer than any can be, and
+    where the server says that it left entries out.
     """
     data = _Data(session, command, 0)
     try:
@@ -246,6 +250,7 @@ def list_lines(session: FtpSession, command: str) -> Iterator[bytes]:
         data.farewell(drain=False)
     finally:
         data.close()
-    _last_word(session, complete=False)
+    if _CUT_SHORT.search(_last_word(session, complete=False)):
+        raise FtpRefused("the server lists only a part of it; have its limit raised, or pack the directory")
     if rest:
         raise FtpPassing("the server's listing was cut off")
