@@ -1,4 +1,5 @@
-"""FTP servers: vsftpd of Debian (plain, with explicit and with implicit TLS), and pyftpdlib, which misbehaves."""
+"""FTP servers: vsftpd of Debian (plain, with explicit and with implicit TLS), its pure-ftpd (plain and with explicit
+TLS), and pyftpdlib, which misbehaves."""
 
 from __future__ import annotations
 
@@ -23,8 +24,8 @@ from tests.beds import BedUnavailable, cache_directory
 
 __all__ = ["PASSWORD", "Faulty", "Servers", "Site", "serving"]
 
-PACKAGES = ("vsftpd", "libwrap0")
-"""Unpacked, not installed: an installed vsftpd would serve this machine's files on port 21."""
+PACKAGES = {"vsftpd": ("vsftpd", "libwrap0"), "pure-ftpd": ("pure-ftpd", "libsodium23")}
+"""Unpacked, not installed: installed ones would serve this machine's files on port 21."""
 PASSWORD = "swordfish-%7-in the deep"
 REQUIREMENTS = Path(__file__).parent / "requirements/ftp.txt"
 MAKE_SECONDS = 300
@@ -33,7 +34,7 @@ START_SECONDS = 20
 
 @dataclass(frozen=True)
 class Site:
-    """One running vsftpd. Its login directory holds ``pub``, where everybody who knows the password may write."""
+    """One running vsftpd or pure-ftpd. Its login directory holds ``pub``, where who knows the password may write."""
 
     port: int
     root: Path
@@ -89,6 +90,8 @@ class Servers:
     """Of ``localhost`` and 127.0.0.1; it is its own authority."""
     vsftpd: Callable[..., Site]
     """``vsftpd(tls, **settings)``: tls is empty, ``explicit`` or ``implicit``."""
+    pure: Callable[..., Site]
+    """``pure(tls, *options)`` starts pure-ftpd; tls is empty or ``explicit``."""
     faulty: Callable[..., Faulty]
     """``faulty(tls=False, home="")``: `home` is lab's login directory below the root."""
 
@@ -103,7 +106,7 @@ def serving() -> Generator[Servers]:
     cache = cache_directory()
     with (cache / "ftp.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        programs = _unpacked(cache)
+        programs = {name: _unpacked(cache, name) for name in PACKAGES}
         python = _environment(cache)
     with ExitStack() as stack:
         base = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tesgate-ftp-")))
@@ -112,16 +115,27 @@ def serving() -> Generator[Servers]:
         sites: dict[str, Site] = {}
         faulties: dict[str, Faulty] = {}
 
-        def vsftpd(tls: str = "", **settings: str) -> Site:
-            key = json.dumps([tls, settings], sort_keys=True)
+        def stand(key: str, start: Callable[[Path], Site]) -> Site:
             if key not in sites:
-                there = base / f"vsftpd-{len(sites)}"
+                there = base / f"server-{len(sites)}"
                 try:
-                    sites[key] = _start_vsftpd(programs, there, certificate, tls, settings, stack)
+                    sites[key] = start(there)
                 except BedUnavailable:
                     # Somebody else may have taken a port that was free when it was looked for.
-                    sites[key] = _start_vsftpd(programs, there.with_suffix(".again"), certificate, tls, settings, stack)
+                    sites[key] = start(there.with_suffix(".again"))
             return sites[key]
+
+        def vsftpd(tls: str = "", **settings: str) -> Site:
+            return stand(
+                json.dumps([tls, settings], sort_keys=True),
+                lambda there: _start_vsftpd(programs["vsftpd"], there, certificate, tls, settings, stack),
+            )
+
+        def pure(tls: str = "", *options: str) -> Site:
+            return stand(
+                json.dumps(["pure", tls, options]),
+                lambda there: _start_pure(programs["pure-ftpd"], there, certificate, tls, options, stack),
+            )
 
         def faulty(*, tls: bool = False, home: str = "") -> Faulty:
             key = f"{tls}/{home}"
@@ -141,17 +155,17 @@ def serving() -> Generator[Servers]:
             faulties[key].log()
             return faulties[key]
 
-        yield Servers(base, certificate, vsftpd, faulty)
+        yield Servers(base, certificate, vsftpd, pure, faulty)
 
 
-def _unpacked(cache: Path) -> Path:
-    target = cache / "ftp-vsftpd"
-    if (target / "usr/sbin/vsftpd").exists():
+def _unpacked(cache: Path, name: str) -> Path:
+    target = cache / f"ftp-{name}"
+    if (target / "usr/sbin" / name).exists():
         return target
     if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
-        raise BedUnavailable("vsftpd is of Debian, and there is no apt-get.")
-    with tempfile.TemporaryDirectory(prefix="ftp-vsftpd.", dir=cache) as directory:
-        download = ["apt-get", "-o", "APT::Sandbox::User=root", "download", "-qq", *PACKAGES]
+        raise BedUnavailable(f"{name} is of Debian, and there is no apt-get.")
+    with tempfile.TemporaryDirectory(prefix=f"ftp-{name}.", dir=cache) as directory:
+        download = ["apt-get", "-o", "APT::Sandbox::User=root", "download", "-qq", *PACKAGES[name]]
         try:
             _run(download, Path(directory))
         except BedUnavailable:
@@ -178,11 +192,12 @@ def _environment(cache: Path) -> Path:
     return target / "bin/python"
 
 
-def _run(command: list[str], directory: Path) -> None:
+def _run(command: list[str], directory: Path, environment: dict[str, str] | None = None) -> None:
     try:
         done = subprocess.run(
             command,
             cwd=directory,
+            env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -218,9 +233,7 @@ def _start_vsftpd(
     (base / "empty").mkdir()
     os.chown(root, user.pw_uid, user.pw_gid)
     (base / "passwords").write_text(PASSWORD + "\n")
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
+    port = _free_port()
     lines = {
         "listen": "YES",
         "listen_address": "127.0.0.1",
@@ -250,22 +263,58 @@ def _start_vsftpd(
     lines.update(settings)
     configuration = base / "vsftpd.conf"
     configuration.write_text("".join(f"{name}={value}\n" for name, value in lines.items()))
-    library = next((str(path) for path in programs.glob("**/libwrap.so.0")), "")
-    environment = {**os.environ, "LD_LIBRARY_PATH": str(Path(library).parent) if library else ""}
-    log: IO[bytes] = stack.enter_context((base / "vsftpd.log").open("wb"))
-    process = subprocess.Popen(
-        [str(programs / "usr/sbin/vsftpd"), str(configuration)], env=environment, stdout=log, stderr=log
-    )
+    _launch([str(programs / "usr/sbin/vsftpd"), str(configuration)], programs, base, port, stack)
+    return Site(port, root, "ftps" if tls == "implicit" else "ftp")
+
+
+def _start_pure(
+    programs: Path, base: Path, certificate: Path, tls: str, options: tuple[str, ...], stack: ExitStack
+) -> Site:
+    user = pwd.getpwnam("daemon")
+    root = base / "root/pub"
+    root.mkdir(parents=True)
+    os.chown(root, user.pw_uid, user.pw_gid)
+    # Not by `pure-pw useradd`: its hashes take a second and more of each login.
+    hashed = subprocess.run(
+        ["openssl", "passwd", "-6", "-stdin"], input=PASSWORD, capture_output=True, text=True, check=True
+    ).stdout.strip()
+    account = f"lab:{hashed}:{user.pw_uid}:{user.pw_gid}::{root.parent}/./" + ":" * 12
+    (base / "passwords").write_text(account + "\n")
+    made = [str(programs / "usr/bin/pure-pw"), "mkdb", str(base / "users.pdb"), "-f", str(base / "passwords")]
+    _run(made, base, _environment_of(programs))
+    port = _free_port()
+    words = ["-S", f"127.0.0.1,{port}", "-l", f"puredb:{base}/users.pdb", "-E", "-A", "-H", "-u", "1"]
+    words += ["-g", str(base / "pid"), *(("-Y", "2", "-2", str(certificate)) if tls else ("-Y", "0"))]
+    _launch([str(programs / "usr/sbin/pure-ftpd"), *words, *options], programs, base, port, stack)
+    return Site(port, root, user="lab")
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port
+
+
+def _environment_of(programs: Path) -> dict[str, str]:
+    places = dict.fromkeys(str(path.parent) for path in programs.glob("**/lib*.so.*"))
+    return {**os.environ, "LD_LIBRARY_PATH": ":".join(places)}
+
+
+def _launch(command: list[str], programs: Path, base: Path, port: int, stack: ExitStack) -> None:
+    name = Path(command[0]).name
+    log: IO[bytes] = stack.enter_context((base / "server.log").open("wb"))
+    process = subprocess.Popen(command, env=_environment_of(programs), stdout=log, stderr=log)
     stack.callback(_stop, process)
     deadline = time.monotonic() + START_SECONDS
     while True:
         try:
             socket.create_connection(("127.0.0.1", port), timeout=5).close()
-            return Site(port, root, "ftps" if tls == "implicit" else "ftp")
+            return
         except OSError:
             if process.poll() is not None or time.monotonic() > deadline:
-                said = (base / "vsftpd.log").read_text(errors="replace").strip()
-                raise BedUnavailable(f"vsftpd does not answer: {said[-300:]}") from None
+                said = (base / "server.log").read_text(errors="replace").strip()
+                raise BedUnavailable(f"{name} does not answer: {said[-300:]}") from None
             time.sleep(0.05)
 
 

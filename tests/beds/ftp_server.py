@@ -11,6 +11,7 @@ the last time. Each is answered by a line on stdout. Faults (lists are used up f
 ``without``: commands that are not served;
 ``pasv``: the address of PASV's answer; ``dead_epsv``: EPSV names a closed port; ``once``: RNTO does not replace;
 ``dos``: LIST in DOS's form; ``listing``: the text of every listing, over and over if ``endless``;
+``alone``: what came together with a command is forgotten;
 ``sessions``: more get 421; ``no_stream``: FEAT does not offer REST.
 """
 
@@ -136,6 +137,8 @@ class Mixed:
 
     def pre_process_command(self, line, cmd, arg):
         LOG.append(line)
+        if FAULTS.get("alone"):
+            self.ac_in_buffer = b""
         if cmd in FAULTS.get("without", ()):
             self.respond(f"502 {cmd} is not served")
             return

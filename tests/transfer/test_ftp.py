@@ -1,4 +1,5 @@
-"""FTP and FTPS on a real vsftpd: plain, explicit TLS with session reuse, implicit TLS; and what a rename leaves."""
+"""FTP and FTPS on real servers: vsftpd (plain, explicit TLS with session reuse, implicit TLS) and pure-ftpd (plain and
+explicit TLS); and what a rename leaves."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from tesgate.runner.transfer.faults import LeaseLost, StagingError
 from tests.beds.ftp import PASSWORD, Servers, Site
 from tests.transfer.ftp_world import World
 
-TLS = ("", "explicit", "implicit")
+TLS = ("", "explicit", "implicit", "pure", "pure explicit")
+BOTH = pytest.mark.parametrize("kind", ["", "pure"], ids=["vsftpd", "pure-ftpd"])
 NAMES = ("plain", "with space", "-a", ".hidden", "a[1]*?", "100%25#;x", "é√", "sub/deeper/x", "sub/empty")
 _numbers = itertools.count(1)
 
@@ -36,7 +38,10 @@ def fresh() -> str:
 
 
 def site_of(ftp: Servers, world: World, tls: str = "") -> Site:
-    site: Site = ftp.vsftpd(tls)
+    """Which `tls` of `TLS`: a word of it may also say which server."""
+    kind, _, more = tls.partition(" ")
+    site: Site = ftp.pure(more) if kind == "pure" else ftp.vsftpd(tls)
+    tls = more if kind == "pure" else tls
     world.named(site, **({"tls": "required", "ca": ftp.certificate.read_text()} if tls else {}))
     return site
 
@@ -75,8 +80,9 @@ def test_a_tree_goes_out_and_comes_back(world: World, ftp: Servers, tls: str) ->
     assert world.servers.count() == 0, "an attempt's sessions end with its step"
 
 
-def test_a_directory_that_is_declared_as_file(world: World, ftp: Servers) -> None:
-    site, top = site_of(ftp, world), fresh()
+@BOTH
+def test_a_directory_that_is_declared_as_file(world: World, ftp: Servers, kind: str) -> None:
+    site, top = site_of(ftp, world, kind), fresh()
     (site.root / top).mkdir()
     (site.root / top / "x").write_text("x")
     assert (world.stage(site.url(top)) / "x").read_text() == "x"
@@ -87,8 +93,9 @@ def test_a_directory_that_is_declared_as_file(world: World, ftp: Servers) -> Non
     assert not caught.value.transient
 
 
-def test_links_on_the_server(world: World, ftp: Servers) -> None:
-    site, top = site_of(ftp, world), fresh()
+@BOTH
+def test_links_on_the_server(world: World, ftp: Servers, kind: str) -> None:
+    site, top = site_of(ftp, world, kind), fresh()
     base = site.root / top
     (base / "real").mkdir(parents=True)
     (base / "real/file").write_text("x")
@@ -106,8 +113,9 @@ def test_links_on_the_server(world: World, ftp: Servers) -> None:
     assert [note for note in world.notes if "nowhere" in note and "left out" in note]
 
 
-def test_nothing_is_half_visible(world: World, ftp: Servers) -> None:
-    site, top = site_of(ftp, world), fresh()
+@BOTH
+def test_nothing_is_half_visible(world: World, ftp: Servers, kind: str) -> None:
+    site, top = site_of(ftp, world, kind), fresh()
     (site.root / top).mkdir()
     os.chown(site.root / top, site.root.stat().st_uid, -1)
     (site.root / top / "old").write_text("old")
@@ -125,10 +133,11 @@ def test_nothing_is_half_visible(world: World, ftp: Servers) -> None:
     assert on_server(site, top) == {"old": "new", "deep": None, "deep/er": None, "deep/er/x": "x"}
 
 
-def test_what_was_not_published_is_removed(world: World, ftp: Servers) -> None:
+@BOTH
+def test_what_was_not_published_is_removed(world: World, ftp: Servers, kind: str) -> None:
     import anyio
 
-    site, top = site_of(ftp, world), fresh()
+    site, top = site_of(ftp, world, kind), fresh()
     for name in ("a", "b/c", "b/d/e"):
         world.write(f"/out/{name}")
     output = world.to("/out", site.url(top))
@@ -143,8 +152,9 @@ def test_what_was_not_published_is_removed(world: World, ftp: Servers) -> None:
     anyio.run(again.stager().discard, prepared.temporaries)
 
 
-def test_a_directory_in_the_way(world: World, ftp: Servers) -> None:
-    site, top = site_of(ftp, world), fresh()
+@BOTH
+def test_a_directory_in_the_way(world: World, ftp: Servers, kind: str) -> None:
+    site, top = site_of(ftp, world, kind), fresh()
     world.write("/out/x")
     world.store(world.to("/out", site.url(f"{top}/x/y")))
     with pytest.raises(StagingError, match="a directory is there") as caught:
@@ -262,3 +272,17 @@ def test_a_stop_wakes_every_wait(world: World, ftp: Servers) -> None:
         listener.shutdown(socket.SHUT_RDWR)
         for connection, _ in accepted:
             connection.close()
+
+
+def test_a_listing_that_the_server_cut_short_is_no_directory(world: World, ftp: Servers) -> None:
+    """pure-ftpd lists 10,000 entries at most if nothing else is said, and ends with a 226 that says so."""
+    site = ftp.pure("", "-L", "6:3")
+    world.named(site)
+    for count, top in ((3, "few"), (9, "many")):
+        (site.root / top).mkdir()
+        for number in range(count):
+            (site.root / top / str(number)).write_text(str(number))
+    assert len(list(world.stage(site.url("few"), type="DIRECTORY").iterdir())) == 3
+    with pytest.raises(StagingError, match="lists only a part of it") as caught:
+        world.stage(site.url("many"), type="DIRECTORY")
+    assert not caught.value.transient

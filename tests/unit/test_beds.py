@@ -104,7 +104,7 @@ def test_a_package_that_cannot_be_unpacked_leaves_nothing(tmp_path: Path, monkey
     monkeypatch.setattr("shutil.which", lambda program: program)
     monkeypatch.setattr(ftp, "_run", run)
     with pytest.raises((beds.BedUnavailable, FileNotFoundError), match="dpkg-deb"):
-        ftp._unpacked(tmp_path)
+        ftp._unpacked(tmp_path, "vsftpd")
     assert list(tmp_path.iterdir()) == []
 
 

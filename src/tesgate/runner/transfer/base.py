@@ -7,7 +7,7 @@ A `Storage` serves some URL schemes for one attempt. All its methods are blockin
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Callable, List, Optional, Protocol, Sequence
+from typing import Callable, List, Optional, Protocol, Sequence, runtime_checkable
 
 from ..plan import Input, Output
 from .local import LocalFile
@@ -15,7 +15,7 @@ from .scratch import Scratch
 from .threads import Stop
 from .view import Node, View
 
-__all__ = ["Entry", "Item", "Sink", "Source", "Staging", "Storage"]
+__all__ = ["Entry", "Item", "Sink", "SinkOfMany", "Source", "Staging", "Storage"]
 
 
 @dataclass
@@ -115,6 +115,15 @@ class Sink(Protocol):
 
     def discard(self, traces: Sequence[str]) -> None:
         """Remove what was not published. Traces of other sinks are left alone; what is gone is success."""
+        ...
+
+
+@runtime_checkable
+class SinkOfMany(Protocol):
+    """A sink that stores several small files faster together, over one connection."""
+
+    def put_many(self, items: Sequence[Item], view: View, stop: Stop) -> None:
+        """Do what `Sink.put` does for each."""
         ...
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import Callable, Mapping, Optional, TypeVar
 
-from .faults import StagingError, Stopped
+from .faults import PathRefused, StagingError, Stopped
 from .ftpfaults import code_of, explain
 from .ftplogin import FtpLogin, Logins
 from .ftppool import FtpServers
@@ -88,6 +88,26 @@ class FtpAttempt:
     def login(self, url: str, spot: FtpUrl, stop: Stop) -> FtpLogin:
         """Who to be for a URL of the task. Raises `StagingError`, `Stopped`."""
         return self._logins.of(url, spot, stop)
+
+    def once(self, spot: FtpUrl, url: str, action: Callable[[FtpSession], None], stop: Stop) -> None:
+        """Call `action` with a session, for what may be left undone: whoever calls does the rest by `act`.
+
+        Faults of transfers and of local files end it in silence. Raises `StagingError`, `Stopped`.
+        """
+        login = self._logins.of(url, spot, stop)
+        try:
+            with self._servers.session(
+                spot, login, owner=self, policy=self._policy, settings=self.settings, stop=stop
+            ) as session:
+                action(session)
+        except (StagingError, Stopped):
+            raise
+        except PathRefused:
+            return
+        except Exception as error:
+            stop.check()
+            if explain(error) is None:
+                raise
 
     def close(self) -> None:
         """Close what is kept open."""

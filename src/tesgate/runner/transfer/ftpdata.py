@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import ftplib
 import os
+import re
 import select
 import socket
 import ssl
@@ -25,6 +25,8 @@ _SENT = 4 << 20
 _TLS_BUFFER = 256 << 10
 _FAREWELL = 10.0
 """How long a server may take to close a connection over which everything came (seconds)."""
+_CUT_SHORT = re.compile(r"truncated", re.IGNORECASE)
+"""In what a server says after a listing: pure-ftpd ends all of them at so many entries."""
 _LONGEST_LINE = 4608
 """Bytes of one line of a listing: the longest path that Linux knows (of a link), and what stands before it."""
 
@@ -46,11 +48,8 @@ class _Data:
 
     def __init__(self, session: FtpSession, command: str, offset: int) -> None:
         self._session = session
-        self.raw, self._guard = session.connect_data()
-        self.sock = self.raw
-        self._twin: Optional[socket.socket] = None
+        self.sock, self._watch = session.connect_data()
         try:
-            self.raw.settimeout(session.settings.read_timeout)
             if offset:
                 session.sendcmd("REST %d" % offset)
             answer = session.sendcmd(command)
@@ -60,63 +59,63 @@ class _Data:
             if answer[:1] != "1":
                 raise ftplib.error_reply(answer)
             session.broken = True
-            self._twin = self.raw.dup()
-            self.sock = session.protect_data(self.raw)
+            self.sock = session.protect_data(self.sock, self._watch)
         except BaseException:
             self.close()
             raise
 
-    @property
-    def is_plain(self) -> bool:
-        return not isinstance(self.sock, ssl.SSLSocket)
+    def read(self, buffer: memoryview) -> int:
+        try:
+            return self.sock.recv_into(buffer)
+        except BlockingIOError:
+            raise socket.timeout("the server sends nothing") from None
 
     def farewell(self, *, drain: bool) -> None:
-        """Say that nothing more comes. With `drain`, wait until the server has taken everything.
+        """Say in TLS that nothing more comes; in the clear, closing says so. With `drain`, wait until all is taken.
 
         To close while something of the server's is unread (TLS tickets) would tear down what is still under way to it.
         """
-        assert self._twin is not None
-        with contextlib.suppress(OSError, ValueError):
-            self.sock.setblocking(False)
-            if isinstance(self.sock, ssl.SSLSocket):
+        if isinstance(self.sock, ssl.SSLSocket):
+            with contextlib.suppress(OSError, ValueError):
+                self.sock.setblocking(False)
                 with contextlib.suppress(ssl.SSLError):
                     self.sock.unwrap()
-            self._twin.shutdown(socket.SHUT_WR)
-            if drain:
-                self._twin.setblocking(False)
-                deadline = time.monotonic() + _FAREWELL
-                poll = select.poll()
-                poll.register(self._twin, select.POLLIN)
-                while time.monotonic() < deadline:
-                    if poll.poll(max(0.0, deadline - time.monotonic()) * 1000) and not self._twin.recv(1 << 16):
-                        break
+                socket.socket.shutdown(self.sock, socket.SHUT_WR)
+                if drain:
+                    self._drain()
         self._session.stop.check()
 
+    def _drain(self) -> None:
+        deadline = time.monotonic() + _FAREWELL
+        poll = select.poll()
+        poll.register(self.sock, select.POLLIN)
+        while time.monotonic() < deadline:
+            # Beneath the TLS.
+            if poll.poll(max(0.0, deadline - time.monotonic()) * 1000) and not socket.socket.recv(self.sock, 1 << 16):
+                break
+
     def close(self) -> None:
-        self._guard.close()
-        if self._twin is not None:
-            self._twin.close()
+        self._watch.close()
         self.sock.close()
-        self.raw.close()
 
 
-def _last_word(session: FtpSession, *, complete: bool) -> None:
-    """Read the final reply. If it does not come though all bytes did, the session is of no more use.
+def _last_word(session: FtpSession, *, complete: bool) -> str:
+    """Read the final reply, and return it. If it does not come though all bytes did, the session is of no more use.
 
     Raises what the server says, and what becomes of the connection.
     """
-    assert session.sock is not None
-    if complete:
-        session.sock.settimeout(session.settings.reply_timeout)
+    session.patience = session.settings.reply_timeout if complete else session.settings.read_timeout
     try:
         answer = session.getresp()
     except (ftplib.error_temp, ftplib.error_perm) as error:
         session.broken = code_of(error) == 421
         raise
+    finally:
+        session.patience = session.settings.read_timeout
     if answer[:1] != "2":
         raise ftplib.error_reply(answer)
-    session.sock.settimeout(session.settings.read_timeout)
     session.broken = False
+    return answer
 
 
 def receive(session: FtpSession, path: str, target: int, progress: Progress, shown: str) -> None:
@@ -126,10 +125,12 @@ def receive(session: FtpSession, path: str, target: int, progress: Progress, sho
     """
     data = _Data(session, "RETR " + path, progress.offset)
     try:
-        buffer = memoryview(bytearray(_BUFFER))
+        # For a small file a small one: the kernel has to clear its pages each time.
+        left = _BUFFER if progress.total is None else max(progress.total - progress.offset, 0) + 1
+        buffer = memoryview(bytearray(min(_BUFFER, max(left, 1 << 14))))
         stop = session.stop
         while True:
-            count = data.sock.recv_into(buffer)
+            count = data.read(buffer)
             if not count:
                 break
             _write(target, buffer[:count], progress, shown)
@@ -168,24 +169,16 @@ def send(session: FtpSession, path: str, source: int, progress: Progress, *, app
     data = _Data(session, command + path, 0 if append else offset)
     progress.begun = True
     try:
-        poll = select.poll()
-        poll.register(data.raw if data.is_plain else data.sock, select.POLLOUT)
         try:
-            while offset < progress.total:
-                session.stop.check()
-                if data.is_plain:
-                    offset += _send_file(data.sock, source, offset, progress.total, poll, session)
-                    continue
-                piece = os.pread(source, min(_TLS_BUFFER, progress.total - offset), offset)
-                if not piece:
-                    break
-                data.sock.sendall(piece)
-                offset += len(piece)
+            if isinstance(data.sock, ssl.SSLSocket):
+                offset = _send_secretly(data.sock, source, offset, progress.total, session)
+            else:
+                offset = _send_file(data.sock, source, offset, progress.total, session)
         except OSError as error:
             session.stop.check()
             _why_refused(session, error)
         # In the clear a server sends nothing back, and its last word says when it has everything.
-        data.farewell(drain=not data.is_plain)
+        data.farewell(drain=True)
     finally:
         data.close()
     if offset != progress.total:
@@ -196,48 +189,58 @@ def send(session: FtpSession, path: str, source: int, progress: Progress, *, app
         session.stop.check()
 
 
-def _send_file(
-    sock: socket.socket, source: int, offset: int, total: int, poll: select.poll, session: FtpSession
-) -> int:
-    while True:
+def _send_file(sock: socket.socket, source: int, offset: int, total: int, session: FtpSession) -> int:
+    while offset < total:
+        session.stop.check()
         try:
             count = os.sendfile(sock.fileno(), source, offset, min(_SENT, total - offset))
         except BlockingIOError:
-            if not poll.poll(session.settings.read_timeout * 1000):
-                raise socket.timeout("the server takes nothing") from None
-            continue
+            raise socket.timeout("the server takes nothing") from None
         if not count:
-            raise OSError(errno.ENODATA, "the file became shorter while it was sent")
-        return count
+            break
+        offset += count
+    return offset
+
+
+def _send_secretly(sock: ssl.SSLSocket, source: int, offset: int, total: int, session: FtpSession) -> int:
+    buffer = memoryview(bytearray(min(_TLS_BUFFER, max(total - offset, 1))))
+    while offset < total:
+        session.stop.check()
+        count = os.preadv(source, [buffer[: total - offset]], offset)
+        if not count:
+            break
+        sock.sendall(buffer[:count])
+        offset += count
+    return offset
 
 
 def _why_refused(session: FtpSession, error: OSError) -> None:
     """Say what the server has to say about a connection that it closed in the middle (a quota, a full disk)."""
-    assert session.sock is not None
-    session.sock.settimeout(min(5.0, session.settings.reply_timeout))
+    session.patience = min(5.0, session.settings.reply_timeout)
     try:
         session.getresp()
     except (ftplib.error_temp, ftplib.error_perm):
         raise
     except (ftplib.Error, OSError, EOFError):
         raise error from None
+    finally:
+        session.patience = session.settings.read_timeout
     raise error
 
 
 def list_lines(session: FtpSession, command: str) -> Iterator[bytes]:
     """Yield the lines of a listing.
 
-    Raises `FtpPassing` where it ends in the middle of a line, `FtpRefused` for one that is longer than any can be.
+    Raises `FtpPassing` where it ends in the middle of a line, `FtpRefused` for one that is longer than any can be, and
+    where the server says that it left entries out.
     """
     data = _Data(session, command, 0)
     try:
         rest = b""
-        while True:
-            chunk = data.sock.recv(1 << 16)
-            if not chunk:
-                break
+        buffer = memoryview(bytearray(1 << 16))
+        while count := data.read(buffer):
             session.stop.check()
-            lines: List[bytes] = (rest + chunk).split(b"\n")
+            lines: List[bytes] = (rest + buffer[:count]).split(b"\n")
             rest = lines.pop()
             if any(len(line) > _LONGEST_LINE for line in (*lines, rest)):
                 raise FtpRefused("the server's listing has a line that is too long to be an entry's")
@@ -247,6 +250,7 @@ def list_lines(session: FtpSession, command: str) -> Iterator[bytes]:
         data.farewell(drain=False)
     finally:
         data.close()
-    _last_word(session, complete=False)
+    if _CUT_SHORT.search(_last_word(session, complete=False)):
+        raise FtpRefused("the server lists only a part of it; have its limit raised, or pack the directory")
     if rest:
         raise FtpPassing("the server's listing was cut off")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ftplib
 import json
 from dataclasses import dataclass, field
-from typing import Callable, Dict, Optional, Set
+from typing import Callable, Dict, Optional, Set, Union
 
 from .base import Item
 from .faults import StagingError
@@ -36,6 +36,8 @@ class FtpItem(Item):
     temporary: str = ""
     beside: str = ""
     """The directory that holds the temporary file, once it was found."""
+    stored: bool = False
+    """Its bytes are all there, under the temporary name."""
     renaming: bool = False
     """The server was told to rename, and has not answered."""
     aside: bool = False
@@ -61,7 +63,7 @@ class FtpItem(Item):
 class NotTaken(Exception):
     """A temporary file is there, but not taken under its last name."""
 
-    def __init__(self, answer: ftplib.error_perm) -> None:
+    def __init__(self, answer: Union[ftplib.error_perm, ftplib.error_temp]) -> None:
         super().__init__(str(answer))
         self.answer = answer
         self.code = code_of(answer)
@@ -134,8 +136,11 @@ def rename_item(session: FtpSession, item: FtpItem, source: str, target: str, co
     except ftplib.error_perm as error:
         item.renaming = False
         raise NotTaken(error) from error
-    except ftplib.error_temp:
+    except ftplib.error_temp as error:
         item.renaming = False
+        # pure-ftpd's answer to whatever the system refuses.
+        if code_of(error) == 451:
+            raise NotTaken(error) from error
         raise
 
 

@@ -1,7 +1,7 @@
 """One session with an FTP server: login, TLS, single commands. Moving bytes is `ftpdata`'s.
 
-ftplib parses replies; connecting, TLS and names are ours: connections go to the checked address only and end with a
-stop, and names are octets. RFC 959, 2228, 2389, 2428, 2640, 3659, 4217.
+Connecting and TLS are ours, not ftplib's: connections go to the checked address only and end with a stop.
+RFC 959, 2228, 2389, 2428, 2640, 3659, 4217.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ import threading
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-from .connect import Guard, connect_again, connect_any
+from .connect import connect_again, connect_any
+from .ftpcontrol import Control
 from .ftpfaults import FtpPassing, FtpRefused, code_of
 from .ftplogin import FtpLogin
-from .ftpurl import FtpUrl, is_line
+from .ftpsockets import Watch, be_patient
+from .ftpurl import FtpUrl
 from .policy import AddressPolicy
 from .threads import Stop
 
@@ -28,8 +30,6 @@ __all__ = ["FtpSession", "FtpSettings", "Habits", "Trust"]
 
 _UNKNOWN = (500, 501, 502, 503, 504)
 """Answers that mean: this command is not served (so)."""
-_MOST_LINES = 1000
-"""Of one reply."""
 _MOST_CONTEXTS = 16
 _TLS_MEMORY = 60.0
 """Seconds for which a server's TLS counts as broken, or a first failure of it as the last one."""
@@ -56,6 +56,8 @@ class Habits:
     """What was learned about a server, for later sessions of this agent."""
 
     epsv: bool = True
+    pipelines: Optional[bool] = None
+    """It answers commands that come together; None: nobody has tried."""
     tls_failed: Optional[float] = None
     """When its TLS failed last, and has not worked since."""
     plain_until: float = 0.0
@@ -108,7 +110,7 @@ class Trust:
         return made
 
 
-class FtpSession(ftplib.FTP):
+class FtpSession(Control):
     """One control connection, logged in, for binary transfers. Not for two threads at a time.
 
     Everything raises what `ftpfaults.explain` knows, and `Stopped` or OSError after a stop.
@@ -125,23 +127,18 @@ class FtpSession(ftplib.FTP):
         trust: Trust,
         stop: Stop,
     ) -> None:
-        super().__init__()
+        super().__init__(stop)
         self.settings = settings
+        self.patience = settings.read_timeout
         self.login_as = login
         self.habits = habits
-        self.broken = True
-        """Nobody may go on with it: a reply is outstanding, or the connection is gone."""
-        self.reused = False
-        """It was kept for a while: the server may have ended it meanwhile."""
         self.context: Optional[ssl.SSLContext] = None
         """Of the data connections too, once they are to be protected."""
         self.features: Dict[str, str] = {}
         self.home = "/"
         self.host_name = spot.host
-        self.stop = stop
-        self._lines = 0
         self._raw: Optional[socket.socket] = None
-        self._guard: Optional[Guard] = None
+        self._watch: Optional[Watch] = None
         try:
             self._begin(spot, login, policy, trust)
         except BaseException:
@@ -151,27 +148,27 @@ class FtpSession(ftplib.FTP):
 
     def _begin(self, spot: FtpUrl, login: FtpLogin, policy: AddressPolicy, trust: Trust) -> None:
         self._begun = time.monotonic()
-        self.sock = sock = connect_any(
+        sock = connect_any(
             spot.host,
             spot.port,
             self.stop,
             self.settings.connect_timeout,
             check=lambda addresses: policy.check(spot.host, spot.port, addresses),
         )
-        self._guard = Guard(sock, self.stop)
+        self.sock = sock
         self._raw = sock.dup()
+        self._watch = Watch(self._raw, self.stop)
         self._place, self.af = sock.getpeername(), sock.family
         # While a file is under way nothing else goes over this connection, and routers forget what is silent.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, value in _KEEP_ALIVE:
             if hasattr(socket, name):
                 sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-        sock.settimeout(self.settings.read_timeout)
         context = None if login.tls == "never" else trust.context(login)
         if context is not None and spot.implicit:
             self._protect(context)
         else:
-            self._listen()
+            self.listen(sock, self._tick_of(), kernel=True)
         self.getresp()
         wanted = login.tls == "required" or self._begun >= self.habits.plain_until
         if context is not None and not spot.implicit and wanted:
@@ -182,16 +179,16 @@ class FtpSession(ftplib.FTP):
             self.voidcmd("PROT P")
         self._learn()
 
-    def _listen(self) -> None:
-        assert self.sock is not None
-        self.file = self.sock.makefile("r", encoding="utf-8", errors="surrogateescape", newline=None)
+    def _tick_of(self) -> float:
+        return min(self.settings.reply_timeout, self.settings.read_timeout)
 
     def _protect(self, context: ssl.SSLContext) -> None:
         """Go over to TLS. What was read in the clear and not used yet is forgotten: anybody may have put it there."""
         assert self.sock is not None
+        self.sock.settimeout(self.settings.read_timeout)
         self.sock = context.wrap_socket(self.sock, server_hostname=self.host_name)
         self.context = context
-        self._listen()
+        self.listen(self.sock, self._tick_of(), kernel=False)
 
     def _upgrade(self, context: ssl.SSLContext, login: FtpLogin) -> None:
         try:
@@ -233,36 +230,15 @@ class FtpSession(ftplib.FTP):
             home = self.where()
             self.home = home if home.startswith("/") else "/"
 
-    # -- lines -------------------------------------------------------------------------------------------------
-
-    def putline(self, line: str) -> None:
-        if not is_line(line):
-            raise FtpRefused("a name holds a line break or a NUL character, which FTP cannot transport")
-        assert self.sock is not None
-        self.sock.sendall(line.encode("utf-8", "surrogateescape") + b"\r\n")
-
-    def getline(self) -> str:
-        self._lines += 1
-        if self._lines > _MOST_LINES:
-            raise ftplib.Error("a reply without end")
-        return super().getline()
-
-    def getresp(self) -> str:
-        """Get a reply; one that does not come whole breaks the session."""
-        before, self.broken = self.broken, True
-        self._lines = 0
+    def can_pipeline(self) -> bool:
+        """Whether several commands may be sent together; asked of each server once. Raises what breaks the session."""
         try:
-            answer = super().getresp()
-        except (ftplib.error_temp, ftplib.error_perm) as error:
-            self.broken = before or code_of(error) == 421
+            self.habits.pipelines = self.bears(self.habits.pipelines)
+        except FtpPassing:
+            if not self.reused:  # else it may have been closed while nobody used it
+                self.habits.pipelines = False
             raise
-        self.broken = before
-        return answer
-
-    def putcmd(self, line: str) -> None:
-        before, self.broken = self.broken, True
-        super().putcmd(line)
-        self.broken = before
+        return self.habits.pipelines
 
     # -- questions ---------------------------------------------------------------------------------------------
 
@@ -279,12 +255,16 @@ class FtpSession(ftplib.FTP):
     def length(self, path: str) -> Optional[int]:
         """Return a file's size in bytes; None where the server cannot tell. Raises 550 for what is no file."""
         try:
-            found = re.match(r"213[ ]+([0-9]{1,18})\s*$", self.sendcmd("SIZE " + path))
+            return _length_in(self.sendcmd("SIZE " + path))
         except ftplib.error_perm as error:
             if code_of(error) in _UNKNOWN:
                 return None
             raise
-        return int(found.group(1)) if found else None
+
+    def lengths(self, paths: Sequence[str]) -> List[Optional[int]]:
+        """Ask for many sizes in a few round trips; only where `can_pipeline`. None for whatever is no size."""
+        replies = self.ask_together(["SIZE " + path for path in paths])
+        return [_length_in(reply) if isinstance(reply, str) else None for reply in replies]
 
     def changed(self, path: str) -> Optional[str]:
         """Return when a file was changed last, as the server writes it (RFC 3659); None where it does not tell."""
@@ -310,7 +290,7 @@ class FtpSession(ftplib.FTP):
 
     # -- data connections --------------------------------------------------------------------------------------
 
-    def connect_data(self) -> Tuple[socket.socket, Guard]:
+    def connect_data(self) -> Tuple[socket.socket, Watch]:
         """Open the data connection of the next command: to the address of the control connection, whatever is said.
 
         A server behind NAT names an address that nobody reaches; a hostile one names somebody else's.
@@ -324,7 +304,12 @@ class FtpSession(ftplib.FTP):
                 self.habits.epsv = False  # routers that follow PASV may not know EPSV
             raise FtpPassing("the data connection could not be made (%s)" % (error.strerror or "no answer")) from error
         try:
-            return sock, Guard(sock, self.stop)
+            if self.context is None:
+                be_patient(sock, self.settings.read_timeout)
+            else:
+                sock.settimeout(self.settings.read_timeout)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return sock, Watch(sock, self.stop)
         except BaseException:
             sock.close()
             raise
@@ -355,12 +340,22 @@ class FtpSession(ftplib.FTP):
             raise FtpPassing("the server's answer to PASV cannot be understood")
         return port, False
 
-    def protect_data(self, sock: socket.socket) -> socket.socket:
+    def protect_data(self, sock: socket.socket, watch: Watch) -> socket.socket:
         """Go over to TLS on a data connection, in the same TLS session, which servers ask for (RFC 4217)."""
         if self.context is None:
             return sock
         session: Any = getattr(self.sock, "session", None)
-        return self.context.wrap_socket(sock, server_hostname=self.host_name, session=session)
+        tls = self.context.wrap_socket(
+            sock, server_hostname=self.host_name, session=session, do_handshake_on_connect=False
+        )
+        try:
+            watch.follow(tls)
+            tls.do_handshake()
+        except BaseException:
+            watch.close()
+            tls.close()
+            raise
+        return tls
 
     # -- its life ----------------------------------------------------------------------------------------------
 
@@ -368,13 +363,13 @@ class FtpSession(ftplib.FTP):
         """Have a stop end it from now on. Raises `Stopped`."""
         assert self._raw is not None
         self.stop = stop
-        self._guard = Guard(self._raw, stop)
+        self._watch = Watch(self._raw, stop)
 
     def unbind(self) -> None:
         """Have no stop end it any more."""
-        guard, self._guard = self._guard, None
-        if guard is not None:
-            guard.close()
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.close()
 
     def end(self) -> None:
         """Close it; idempotent, without waiting for anything."""
@@ -392,3 +387,8 @@ class FtpSession(ftplib.FTP):
         self.broken = True
         with contextlib.suppress(OSError):
             self.close()
+
+
+def _length_in(answer: str) -> Optional[int]:
+    found = re.match(r"213[ ]+([0-9]{1,18})\s*$", answer)
+    return int(found.group(1)) if found else None

@@ -21,6 +21,7 @@ from .faults import LeaseLost, PathRefused, StagingError, Stopped, os_fault
 from .ftpattempt import FtpAttempt
 from .ftpdata import Progress, send
 from .ftpfaults import FtpPassing, FtpRefused, code_of
+from .ftpmany import alike, rename_many, send_many
 from .ftprename import (
     TRACE,
     FtpItem,
@@ -37,6 +38,7 @@ from .ftpsession import FtpSession
 from .ftptree import is_there
 from .ftpurl import FtpUrl, is_line, read_url, split_target
 from .paths import is_temporary, temporary_name
+from .runs import runs
 from .threads import Stop, parallel
 from .urls import printable, redact
 from .view import View
@@ -66,6 +68,8 @@ class FtpSink:
         self._told: Set[Tuple[str, str]] = set()
         self._there: Set[Tuple[str, str]] = set()
         self._missing: Set[Tuple[str, str]] = set()
+        self._renames_well = True
+        """No server has refused a rename: where one does not rename over files, each is a case of its own."""
 
     def target(self, output: Output) -> str:
         """See `FtpUrl.target`. Raises `PathRefused`."""
@@ -145,6 +149,19 @@ class FtpSink:
                 "output %s changed while it was stored: something still writes to it." % shown, transient=True
             )
         item.size = before.st_size
+
+    def put_many(self, items: Sequence[Item], view: View, stop: Stop) -> None:
+        """See `base.SinkOfMany`. Raises `StagingError`, `Stopped`."""
+
+        def quickly(session: FtpSession) -> None:
+            if "SIZE" in session.features and session.can_pipeline():
+                send_many(session, some, view, self._deepest)
+
+        for some in alike([item for item in items if isinstance(item, FtpItem)]):
+            self._attempt.once(some[0].spot, some[0].url, quickly, stop)
+            for item in some:
+                if not item.stored:
+                    self.put(item, view, stop)
 
     def _act(
         self,
@@ -228,22 +245,40 @@ class FtpSink:
     ) -> None:
         """Make everything visible. Raises `LeaseLost`, `StagingError`; what is visible is not touched again."""
         try:
-            for act, some in ((self._make, directories), (self._rename, items)):
-                parallel(
-                    (
-                        partial(self._visible, item, act, lease, stop)
-                        for item in some
-                        if isinstance(item, FtpItem) and not item.done
-                    ),
-                    concurrency=1 if some is directories else _AT_A_TIME,
-                    stop=stop,
-                )
+            for item in directories:
+                if isinstance(item, FtpItem) and not item.done:
+                    self._visible(item, self._make, lease, stop)
+            files = [item for item in items if isinstance(item, FtpItem) and not item.done]
+            parallel(
+                (partial(self._rename_run, run, lease, stop) for run in runs(files, size=_nothing, beside=_together)),
+                concurrency=_AT_A_TIME,
+                stop=stop,
+            )
         except LeaseLost:
             raise  # it is called again
         except BaseException:
             self._attempt.close()
             raise
         self._attempt.close()
+
+    def _rename_run(self, items: Sequence[FtpItem], lease: Callable[[], float], stop: Stop) -> None:
+        def covered() -> None:
+            stop.check()
+            if lease() <= 0:
+                raise _Uncovered
+
+        def quickly(session: FtpSession) -> None:
+            if session.can_pipeline():
+                for item in items:
+                    self._make_directories(session, item, parent_of(session.absolute(item.path)), covered)
+                self._renames_well = rename_many(session, items, covered) and self._renames_well
+
+        if len(items) > 1 and self._renames_well and not any(item.renaming or item.aside for item in items):
+            with contextlib.suppress(_Uncovered):  # which is found again below
+                self._attempt.once(items[0].spot, items[0].url, quickly, stop)
+        for item in items:
+            if not item.done:
+                self._visible(item, self._rename, lease, stop)
 
     def _visible(
         self,
@@ -370,6 +405,14 @@ class FtpSink:
         finally:
             timer.cancel()
             self._attempt.close()
+
+
+def _nothing(item: FtpItem) -> int:
+    return 0
+
+
+def _together(one: FtpItem, other: FtpItem) -> bool:
+    return (one.spot.server, one.url) == (other.spot.server, other.url)
 
 
 class _Uncovered(Exception):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ftplib
 import os
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Iterator, List, Optional, Sequence, Tuple
+from typing import List, Optional, Sequence, Tuple
 
 from ..plan import Input
 from .base import Staging
@@ -18,7 +19,9 @@ from .ftplist import Listed
 from .ftpsession import FtpSession
 from .ftptree import MAX_ENTRIES, list_directory, look_up, size_of
 from .ftpurl import FtpUrl, is_line, read_url
+from .notes import Notes
 from .paths import is_temporary
+from .runs import SMALL, runs
 from .scratch import Scratch
 from .threads import Stop
 from .urls import printable, redact
@@ -28,11 +31,6 @@ __all__ = ["FtpSource"]
 MAX_DEPTH = 100
 MAX_LINKS = 8
 """Links to directories on one path."""
-MOST_NOTES = 20
-SMALL = 1 << 20
-"""Bytes of a file that is fetched anew rather than gone on with, which spares a question about each."""
-MOST, MOST_BYTES = 32, 4 << 20
-"""What one call brings at a time."""
 
 
 @dataclass
@@ -46,14 +44,7 @@ class _File:
 class _Tree:
     files: List[_File] = field(default_factory=list)
     directories: List[List[str]] = field(default_factory=list)
-    notes: List[str] = field(default_factory=list)
-    unlisted: int = 0
-
-    def note(self, text: str) -> None:
-        if len(self.notes) < MOST_NOTES:
-            self.notes.append(text)
-        else:
-            self.unlisted += 1
+    notes: Notes = field(default_factory=Notes)
 
 
 class FtpSource:
@@ -81,14 +72,12 @@ class FtpSource:
             return Staging(calls=[partial(self._bring, item, spot, [_File(path, place, found.size)])])
         tree = _Tree()
         self._walk(spot, url, path, place, tree, [], 0, stop)
-        if tree.unlisted:
-            tree.notes.append("%s: %d more entries were left out." % (redact(url), tree.unlisted))
         return Staging(
             calls=[
                 partial(self._make, item, tree.directories),
-                *(partial(self._bring, item, spot, files) for files in _together(tree.files)),
+                *(partial(self._bring, item, spot, files) for files in runs(tree.files, size=_bytes, beside=_always)),
             ],
-            notes=tree.notes,
+            notes=tree.notes.lines(redact(url)),
         )
 
     def _walk(
@@ -129,13 +118,15 @@ class FtpSource:
             if one.kind == "directory":
                 through = links + bool(real)
                 if through > MAX_LINKS or (real and real in [*above, path]):
-                    tree.note("%s repeats a directory that it lies in; it was left out." % printable(below))
+                    tree.notes.add("%s repeats a directory that it lies in; it was left out." % printable(below))
                     continue
                 self._walk(spot, url, below, [*place, one.name], tree, [*above, path], through, stop)
             elif one.kind == "file":
                 tree.files.append(_File(below, [*place, one.name], one.size))
             else:
-                tree.note("%s on the server is neither a file nor a directory; it was left out." % printable(below))
+                tree.notes.add(
+                    "%s on the server is neither a file nor a directory; it was left out." % printable(below)
+                )
 
     def _make(self, item: Input, directories: Sequence[List[str]], stop: Stop) -> List[str]:
         for place in directories:
@@ -149,19 +140,45 @@ class FtpSource:
 
     def _bring(self, item: Input, spot: FtpUrl, files: Sequence[_File], stop: Stop) -> List[str]:
         notes: List[str] = []
-        for file in files:
+        left = list(files)
+        if len(files) > 1:
+            self._attempt.once(spot, item.url or "", partial(self._bring_quickly, item, left), stop)
+        for file in left:
             stop.check()
-            shown = redact(item.url or "")
-            if len(file.place) > len(self._scratch.parts(item.place)):
-                shown += " (%s)" % printable(file.path)
+            shown = self._shown(item, file)
             try:
-                with self._scratch.new_file(file.place, 0o666 if item.writable else 0o644) as target:
+                with self._scratch.new_file(file.place, _mode(item)) as target:
                     notes.extend(self._download(item, spot, file, target, shown, stop))
             except PathRefused as error:
                 raise StagingError("input %s %s." % (shown, error.why)) from None
             except OSError as error:
                 raise os_fault(error, "input %s could not be written" % shown) from error
         return notes
+
+    def _shown(self, item: Input, file: _File) -> str:
+        below = len(file.place) > len(self._scratch.parts(item.place))
+        return redact(item.url or "") + (" (%s)" % printable(file.path) if below else "")
+
+    def _bring_quickly(self, item: Input, left: List[_File], session: FtpSession) -> None:
+        """Bring small files as long as nothing is out of the ordinary, and take them out of the list.
+
+        What stays in it is done one by one, with all that it needs: which also finds the words for a fault.
+        """
+        with ExitStack() as stack:
+            parent: Optional[int] = None
+            place: List[str] = []
+            while left:
+                file = left[0]
+                if parent is None or file.place[:-1] != place:
+                    stack.close()
+                    place = file.place[:-1]
+                    parent = stack.enter_context(self._scratch.directory(place))
+                progress = Progress(total=file.size)
+                with self._scratch.new_file_in(parent, file.place[-1], _mode(item)) as target:
+                    receive(session, file.path, target, progress, self._shown(item, file))
+                    if progress.offset != file.size or os.fstat(target).st_size != file.size:
+                        return
+                del left[0]
 
     def _download(self, item: Input, spot: FtpUrl, file: _File, target: int, shown: str, stop: Stop) -> List[str]:
         progress = Progress(total=file.size)
@@ -200,6 +217,10 @@ class FtpSource:
         if progress.total is None:
             return ["input %s came from a server that tells no sizes; that it is whole could not be verified." % shown]
         return []
+
+
+def _mode(item: Input) -> int:
+    return 0o666 if item.writable else 0o644
 
 
 def _restart(target: int, progress: Progress) -> None:
@@ -263,14 +284,9 @@ def _real(session: FtpSession, path: str, one: Listed) -> str:
     return session.where().rstrip("/") or "/"
 
 
-def _together(files: Sequence[_File]) -> Iterator[List[_File]]:
-    run: List[_File] = []
-    size = 0
-    for item in files:
-        if run and (len(run) >= MOST or size + (item.size or 0) > MOST_BYTES):
-            yield run
-            run, size = [], 0
-        run.append(item)
-        size += item.size or 0
-    if run:
-        yield run
+def _bytes(file: _File) -> int:
+    return SMALL + 1 if file.size is None else file.size
+
+
+def _always(one: _File, other: _File) -> bool:
+    return True

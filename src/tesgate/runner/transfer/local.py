@@ -9,6 +9,7 @@ from typing import Iterator, List, Sequence, Tuple
 
 from .copying import Changed, Copier, copied_mode
 from .faults import PathRefused, StagingError, os_fault
+from .notes import Notes
 from .paths import Found, RootDir, Roots, is_temporary, open_file
 from .scratch import Scratch
 from .threads import Stop, retrying
@@ -19,8 +20,6 @@ MAX_DEPTH = 200
 MOST, MOST_BYTES = 32, 4 << 20
 """What one thread takes at a time: files enough to open their directories once, bytes few enough to be spread."""
 MAX_ENTRIES = 2_000_000
-MOST_NOTES = 20
-"""Lines about one input."""
 
 
 @dataclass
@@ -44,15 +43,7 @@ class Listing:
 
     files: List[LocalFile] = field(default_factory=list)
     directories: List[List[str]] = field(default_factory=list)
-    notes: List[str] = field(default_factory=list)
-    unlisted: int = 0
-
-    def note(self, text: str) -> None:
-        """Add a line; of many some are enough, and their number."""
-        if len(self.notes) < MOST_NOTES:
-            self.notes.append(text)
-        else:
-            self.unlisted += 1
+    notes: Notes = field(default_factory=Notes)
 
 
 class LocalInputs:
@@ -77,8 +68,6 @@ class LocalInputs:
             ) from None
         except OSError as error:
             raise os_fault(error, "input %s could not be read" % shown) from error
-        if listing.unlisted:
-            listing.notes.append("%s: %d more entries were left out." % (shown, listing.unlisted))
         return listing
 
     def _list(
@@ -108,7 +97,7 @@ class LocalInputs:
         assert found.info is not None
         identity = (found.info.st_dev, found.info.st_ino)
         if identity in above:
-            listing.note("%s repeats a directory that it lies in; it was left out." % shown)
+            listing.notes.add("%s repeats a directory that it lies in; it was left out." % shown)
             return
         if len(above) >= MAX_DEPTH:
             raise StagingError("input %s is nested more than %d directories deep." % (shown, MAX_DEPTH))
@@ -141,7 +130,7 @@ class LocalInputs:
         try:
             inner = self._roots.walk(found.root, [*found.parts, name])
         except (FileNotFoundError, NotADirectoryError):
-            listing.note("%s leads to nothing (any more); it was left out." % below)
+            listing.notes.add("%s leads to nothing (any more); it was left out." % below)
             return
         except PathRefused as error:
             raise PathRefused("holds '%s', which %s" % (name, error.why)) from None
@@ -153,7 +142,7 @@ class LocalInputs:
                 size = inner.info.st_size
                 listing.files.append(LocalFile(inner.root, inner.parts, [*place, name], below, private, size))
             else:
-                listing.note("%s is neither a file nor a directory; it was left out." % below)
+                listing.notes.add("%s is neither a file nor a directory; it was left out." % below)
         finally:
             inner.close()
 

@@ -67,8 +67,9 @@ class LocalSource:
         listing = self._inputs.list(
             local_path(url), place, kind=item.type, shown=redact(url), private=item.writable, stop=stop
         )
+        notes = listing.notes.lines(redact(url))
         if not listing.directories:
-            return Staging(files=listing.files, notes=listing.notes)
+            return Staging(files=listing.files, notes=notes)
 
         def directories(stop: Stop) -> List[str]:
             for directory in listing.directories:
@@ -78,7 +79,7 @@ class LocalSource:
 
         return Staging(
             calls=[directories, *(partial(self.stage_files, files) for files in together(listing.files))],
-            notes=listing.notes,
+            notes=notes,
         )
 
     def stage_files(self, files: List[LocalFile], stop: Stop) -> List[str]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Callable, Dict, List, Optional, Sequence, Tuple, TypeVar, Union
+from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple, TypeVar, Union
 
 import anyio
 import anyio.to_thread
 
 from ..plan import Input, Mount, Output, UrlPolicy
 from ..report import OutputFile, Root
-from .base import Item, Sink, Source, Staging, Storage
+from .base import Item, Sink, SinkOfMany, Source, Staging, Storage
 from .connect import HttpSettings
 from .copying import Copier, process_umask
 from .faults import LeaseLost, PathRefused, StagingError, os_fault
@@ -22,6 +22,7 @@ from .outputs import Expansion
 from .paths import Roots
 from .policy import AddressPolicy
 from .roots import LocalSource, LocalStorage
+from .runs import runs
 from .scratch import Scratch
 from .threads import Stop, run_all, run_one
 from .urls import listed, printable, redact, scheme, unsupported
@@ -217,9 +218,7 @@ class Stager:
         try:
             await run_all([item.begin for item in prepared.items], concurrency=self._concurrency)
             await run_one(note)
-            await run_all(
-                [partial(item.entry.sink.put, item, view) for item in prepared.items], concurrency=self._concurrency
-            )
+            await run_all(list(_puts(prepared.items, view)), concurrency=self._concurrency)
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await self.discard(prepared)
@@ -256,6 +255,20 @@ class Stager:
                     sink.discard(names)
 
         await run_one(all_sinks)
+
+
+def _puts(items: Sequence[Item], view: View) -> Iterator[Callable[[Stop], None]]:
+    for run in runs(items, size=_bytes, beside=lambda one, other: one.entry.sink is other.entry.sink):
+        sink = run[0].entry.sink
+        if len(run) > 1 and isinstance(sink, SinkOfMany):
+            yield partial(sink.put_many, run, view)
+        else:
+            yield from (partial(sink.put, item, view) for item in run)
+
+
+def _bytes(item: Item) -> int:
+    info = item.entry.node.info
+    return 0 if info is None else info.st_size
 
 
 class _StageIn:
