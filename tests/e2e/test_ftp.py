@@ -93,7 +93,7 @@ def test_an_agent_that_is_killed_in_an_upload_leaves_nothing(gateway: Gateway, f
     assert [item["url"] for item in task["logs"][0]["outputs"]] == [server.url("run/o")]
 
 
-@pytest.mark.parametrize(("code", "state", "busy"), [(0, "SYSTEM_ERROR", 6), (7, "EXECUTOR_ERROR", 4)])
+@pytest.mark.parametrize(("code", "state", "busy"), [(0, "SYSTEM_ERROR", 4), (7, "EXECUTOR_ERROR", 4)])
 def test_what_cannot_become_visible_is_removed(
     gateway: Gateway, ftp: Servers, code: int, state: str, busy: int
 ) -> None:

@@ -64,10 +64,6 @@ class StageOut:
                 # Gateways end it a little earlier than we: what is left of it by our count is of no use to anybody.
                 anew = True
                 self._log.warning("publishing goes on under another lease: %s", exc)
-            except StagingError:
-                # Not every error ends the attempt without outputs: what could not become visible goes now.
-                await self.discard()
-                raise
 
     def listed(self, outputs: List[OutputFile]) -> List[OutputFile]:
         """As many as one message and one row can hold. All are stored; the rest is only not listed."""

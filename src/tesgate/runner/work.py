@@ -314,6 +314,7 @@ class Work:
                         raise
                     self._record.note(exc.sentence)  # the command's own error stays the verdict
                     self._journal.append("unpublished")
+                    await self._out.discard()
             self._record.published(outputs)
             crash.point("after-publish")
         return Final("finish", state=state, outputs=self._out.listed(outputs), published=self._record.was_leased)
