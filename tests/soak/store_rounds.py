@@ -25,7 +25,7 @@ from tests.soak.rounds import PATIENCE, kills
 
 pytestmark = [pytest.mark.timeout(900)]
 
-TASKS = 30
+TASKS = 24
 
 
 @contextmanager
@@ -119,7 +119,11 @@ def tell(gateway: Replica, agent: str, verb: str) -> None:
 
 
 SPANS = {
-    "CONTROL__AGENT_LOST_AFTER": "4",
+    # Long enough for a machine that is busy with other things, too.
+    "CONTROL__HEARTBEAT": "1",
+    "CONTROL__TRUST_WINDOW": "5",
+    "CONTROL__ADOPT_AFTER": "8",
+    "CONTROL__AGENT_LOST_AFTER": "6",
     "CONTROL__POLL_INTERVAL": "0.5",
     "CONTROL__DISPATCH_INTERVAL": "0.2",
     "CONTROL__PUBLISH_LEASE": "12",
