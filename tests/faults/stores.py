@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from botocore.exceptions import ClientError
+
 from tests.beds import ftp as ftp_bed
 from tests.beds import s3 as s3_bed
 from tests.e2e.harness import wait_for
@@ -125,14 +127,17 @@ class Stores:
         return data
 
     def uploads(self) -> list[str]:
-        """Keys of multipart uploads that nobody has completed or aborted.
+        """Keys of multipart uploads with parts that nobody has completed or aborted.
 
-        moto says of each that it began in 2010, so nobody can tell of which beginning one came that was not answered.
+        One of whose beginning nobody heard is empty, and swept a day later (`tests/storage` has that).
         """
-        if self.server.name == "moto":
-            return []
         answer = self.client.list_multipart_uploads(Bucket=self.bucket)
-        return [str(item["Key"]) for item in answer.get("Uploads") or []]
+        found: list[str] = []
+        for item in answer.get("Uploads") or []:
+            with contextlib.suppress(ClientError):  # aborted meanwhile
+                parts = self.client.list_parts(Bucket=self.bucket, Key=item["Key"], UploadId=item["UploadId"])
+                found += [str(item["Key"])] if parts.get("Parts") else []
+        return found
 
     def judge(self, works: Sequence[Work], ends: dict[str, str]) -> None:
         """Exactly the whole outputs of what was to store some, and nothing else, soon.
