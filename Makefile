@@ -28,7 +28,7 @@ test: beds ## everything, with every real service that can be had here (up to 20
 
 .PHONY: soak
 soak: beds ## faults at random moments: ROUNDS rounds from SEED on (3 to 5 minutes each, and more the first)
-	@ROUNDS=$(ROUNDS) SEED=$(SEED) $(PYTEST) tests/soak/rounds.py -q -s $(ARGS)
+	@ROUNDS=$(ROUNDS) SEED=$(SEED) $(PYTEST) tests/soak/rounds.py tests/soak/store_rounds.py -q -s $(ARGS)
 
 .PHONY: beds
 beds: $(READY) ## what the tests' real services need, as far as this machine lets us install it

@@ -93,6 +93,23 @@ def test_an_agent_that_is_killed_in_an_upload_leaves_nothing(gateway: Gateway, f
     assert [item["url"] for item in task["logs"][0]["outputs"]] == [server.url("run/o")]
 
 
+@pytest.mark.parametrize(("code", "state", "busy"), [(0, "SYSTEM_ERROR", 4), (7, "EXECUTOR_ERROR", 4)])
+def test_what_cannot_become_visible_is_removed(
+    gateway: Gateway, ftp: Servers, code: int, state: str, busy: int
+) -> None:
+    """After either verdict, and where the server is too busy to remove it at first: nobody else knows the name."""
+    server = ftp.faulty()
+    server.set(answers={"RNTO": ["550 not this name"], "DELE": ["450 busy"] * busy})
+    task = gateway.run(
+        sh(f"mkdir /out; echo x > /out/o; exit {code}"),
+        outputs=[{"path": "/out/o", "url": server.url(f"never/{code}"), "type": "FILE"}],
+    )
+    assert task["state"] == state
+    assert [line for line in task["logs"][-1]["system_logs"] if "550" in line], task
+    assert any(line.startswith("DELE ") for line in server.log())
+    wait_for("it to be removed", lambda: not list(server.root.rglob(".tesgate-*")))
+
+
 def test_the_password_is_nowhere(gateway: Gateway, site: Site) -> None:
     """Not in a view, a log, a file of gateway and agent, the database, the agent's command line or environment."""
     (site.root / "taken").mkdir(exist_ok=True)

@@ -84,6 +84,12 @@ class Work:
     """What the whole log of its first executor must be."""
     cancel: bool = False
     id: str = ""
+    objects: dict[str, bytes] = field(default_factory=dict)
+    """What it is to store in an object store, by key (`tests.faults.stores`)."""
+    remote: dict[Path, bytes] = field(default_factory=dict)
+    """The same on a server whose files these are."""
+    may_store: bool = False
+    """It is cancelled at any moment: what it has stored by then is whole, and may be there."""
 
 
 class Mix:
@@ -111,13 +117,15 @@ class Mix:
     def _work(self, kind: str, scripts: Sequence[str], right: tuple[str, ...], **more: Any) -> Work:
         self._number += 1
         name = f"{self._prefix}-{self._number}-{kind}"
+        document = {"name": name, "executors": self._executors(name, scripts), "volumes": ["/count"]}
+        return Work(name, document, right, **more)
+
+    def _executors(self, name: str, scripts: Sequence[str]) -> list[dict[str, Any]]:
         shell = "bash" if self._runtime == "bubblewrap" else "sh"
-        executors = [
+        return [
             {"image": BUSYBOX, "command": [shell, "-c", self._witness.say(name, index, self._runtime) + script]}
             for index, script in enumerate(scripts)
         ]
-        document = {"name": name, "executors": executors, "volumes": ["/count"]}
-        return Work(name, document, right, **more)
 
     def _url(self, path: Path) -> str:
         return "file://" + quote(str(path))
@@ -368,6 +376,10 @@ class Oracle:
                 path = f"/tasks/{seen.work.id}/logs/{len(seen.end['logs'])}/0/stdout"
                 answer = self._ask("GET", path)
                 assert answer is not None and answer.content == seen.work.stdout, (path, answer)
+
+    def ends(self) -> dict[str, str]:
+        """Terminal states by name."""
+        return {seen.work.name: str(seen.end["state"]) for seen in self._seen.values() if seen.end is not None}
 
     def attempts(self) -> dict[str, int]:
         """How many attempts each task took, by name."""

@@ -113,6 +113,9 @@ async def test_a_death_while_it_was_being_kept_costs_no_container(scratch: Scrat
     kept = Kept(scratch, engine)  # type: ignore[arg-type]
     attempt = _failed(scratch, engine, kept)
     os.makedirs(os.path.join(scratch.root, "kept", "tg-test-t3-1"))
+    nonsense = Path(scratch.root, "kept", "tg-test-t4-1")
+    nonsense.mkdir()
+    (nonsense / "kept.json").write_text('{"at": [], "until": "soon"}')
     async with anyio.create_task_group() as group:
         group.start_soon(kept.run)
         with anyio.fail_after(20):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import psutil
 import pytest
 
 from tesgate.store.embedded import EmbeddedPostgres
@@ -150,6 +151,7 @@ class OwnDockerd:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
+        self._forget_containerd()
         for stale in ("pid", "docker.sock"):
             (self.directory / stale).unlink(missing_ok=True)
         # Not `ip netns exec`: that hides the cgroups, which lie below /sys.
@@ -160,10 +162,25 @@ class OwnDockerd:
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:
             # After a kill it first ends what its containerd still runs, one shim after the other.
-            wait_for("our dockerd to answer", lambda: answers(self.socket), 240)
+            wait_for("our dockerd to answer", lambda: answers(self.socket) or self._ended(), 240)
+            assert not self._ended(), "dockerd ended"
         except AssertionError:
             print((self.directory / "log").read_text(errors="replace")[-4000:])  # noqa: T201
             raise
+
+    def _ended(self) -> bool:
+        return self.process is not None and self.process.poll() is not None
+
+    def _forget_containerd(self) -> None:
+        """The one of a dockerd that was killed dies with it, and stays a zombie until this machine's first process
+        reaps it. dockerd takes a zombie for a living containerd, and gives up when it does not answer.
+        """
+        file = self.directory / "run/containerd/containerd.pid"
+        with contextlib.suppress(OSError, ValueError, psutil.Error):
+            known = psutil.Process(int(file.read_text()))
+            # A zombie has no command line any more, and another process that has its number by now has another one.
+            wait_for("containerd to be dead", lambda: str(self.directory) not in " ".join(known.cmdline()), 60)
+        file.unlink(missing_ok=True)
 
     def kill_and_start(self, rng: random.Random) -> None:
         assert self.process is not None

@@ -122,6 +122,17 @@ async def test_a_connection_that_says_nothing_is_noticed(proxy: Proxy, empty_dat
     await listening(proxy.url, body, ping=0.1)
 
 
+async def test_a_failover_without_a_primary_does_not_end_it(proxy: Proxy) -> None:
+    """What asyncpg raises then is none of its database errors; the gateway would end with this loop."""
+    listener = Listener(f"{proxy.url}&target_session_attrs=standby", channels=["task"], first_wait=0.01)
+    async with anyio.create_task_group() as group:
+        group.start_soon(listener.run)
+        with anyio.fail_after(20):
+            while proxy.accepted < 3:
+                await anyio.sleep(0.01)
+        group.cancel_scope.cancel()
+
+
 async def test_it_starts_when_the_database_comes(proxy: Proxy) -> None:
     await proxy.refuse()
     heard = Heard()

@@ -141,6 +141,8 @@ class Agent:
                     self._tools.watch.notify(name)
             except RuntimeFault as exc:
                 _log.info("the runtime does not say what ends for now: %s", exc)
+            except Exception:  # these are hints, and every attempt would end with the agent
+                _log.exception("the runtime's word of what has ended was lost; it is asked again")
             await anyio.sleep(AGAIN / 6)
 
     async def _remove_orphans(self) -> None:
@@ -153,7 +155,7 @@ class Agent:
                         _log.warning("removing the container %s: there is no attempt of it", name)
                         await self._tools.runtime.remove(name)
                 return
-            except RuntimeFault as exc:
+            except (RuntimeFault, OSError) as exc:
                 _log.warning("containers of earlier attempts cannot be looked for now: %s", exc)
             await anyio.sleep(max(1.0, backoff.next()))
 

@@ -28,6 +28,9 @@ LOG_PATIENCE = 60.0
 """Seconds without progress after which logs that nobody takes no longer hold back the removal of an attempt."""
 FINISH_LOG_LIMIT = 30.0
 """Seconds that the last word waits for long logs; what is left then is sent after it."""
+DISCARD_PATIENCE = 3600.0
+"""Seconds for which storages that are away are asked, beside everything else, to let go of temporary files."""
+DISCARD_PAUSES = (5.0, 60.0)
 SETTLE = 0.3
 """Seconds between the last word and the removal of containers: exec has yet to exit, and others want the processor."""
 
@@ -308,6 +311,7 @@ class Attempt:
             await self._forget.wait()
             if not await self._logs.drained(LOG_PATIENCE):
                 self._log.warning("%d bytes of logs could not be stored", self._logs.unsent())
+        await self._discard_at_last()
         if self.forgotten:
             self._scratch.disinter(self.ref.task, self.ref.attempt)
         else:
@@ -321,6 +325,16 @@ class Attempt:
             await self._remove_containers()
         await self._remove_directory()
         self._log.info("removed")
+
+    async def _discard_at_last(self) -> None:
+        """Nobody else knows these names: who gives up leaves them for ever. The attempt holds nothing here any more."""
+        deadline, pause = anyio.current_time() + DISCARD_PATIENCE, DISCARD_PAUSES[0]
+        while not await self._work.discard():
+            if anyio.current_time() + pause > deadline:
+                self._log.error("temporary files of outputs stay where they are: their storage is away")
+                return
+            await anyio.sleep(pause)
+            pause = min(DISCARD_PAUSES[1], pause * 2)
 
     def _is_kept(self) -> bool:
         """Whether people may want to look at what it left."""

@@ -91,9 +91,9 @@ class Kept:
             now = self._clock()
             extra = 0 if most is None else max(0, len(found) - most)
             for position, (name, about) in enumerate(found):
-                until = float(about.get("until") or 0.0)
+                until = about.get("until", 0.0)
                 # A clock that was set back must not keep it for years.
-                if short or position < extra or not now < until <= now + float(about.get("seconds") or 0.0):
+                if short or position < extra or not now < until <= now + about.get("seconds", 0.0):
                     await self._remove(name, about)
 
     def _move(self, plan: Plan) -> None:
@@ -129,12 +129,11 @@ class Kept:
             about: Dict[str, Any] = {}
             try:
                 with open(os.path.join(self._directory, name, "kept.json"), encoding="utf-8") as file:
-                    loaded = json.load(file)
-                about = loaded if isinstance(loaded, dict) else {}
-            except (OSError, ValueError) as exc:
+                    about = _read(json.load(file))
+            except (OSError, ValueError, TypeError) as exc:
                 _log.warning("what is kept of %s is damaged and is removed: %s", name, exc)
             found.append((name, about))
-        return sorted(found, key=lambda one: (float(one[1].get("at") or 0.0), one[0]))
+        return sorted(found, key=lambda one: (one[1].get("at", 0.0), one[0]))
 
     async def _remove(self, name: str, about: Dict[str, Any]) -> None:
         path = os.path.join(self._directory, name)
@@ -155,3 +154,10 @@ class Kept:
                 raise
             await self._runtime.own(image, [path], os.getuid(), os.getgid())
             await anyio.to_thread.run_sync(remove_tree, path)
+
+
+def _read(loaded: Any) -> Dict[str, Any]:
+    """Take a description as `Kept._move` writes it. Raises ValueError or TypeError for what is none."""
+    about = dict(loaded)
+    spans = {name: float(about.get(name) or 0.0) for name in ("at", "until", "seconds")}
+    return {**about, **spans, "containers": [str(name) for name in about.get("containers") or []]}

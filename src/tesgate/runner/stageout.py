@@ -100,11 +100,16 @@ class StageOut:
                 self._log.info("the outputs wait for the gateway: %s", exc)
                 await self._client.pause(backoff.next())
 
-    async def discard(self) -> None:
-        """Remove what lies beside the outputs' places under temporary names; idempotent. Faults are only logged."""
+    async def discard(self) -> bool:
+        """Remove what lies beside the outputs' places under temporary names; idempotent. Faults are only logged.
+
+        False: some of it lies where nobody answers now; ask again.
+        """
         names = [name for entry in self._journal.all("temporaries") for name in entry["names"]]
-        if names and self._journal.find("published") is None:
-            try:
-                await self._stager.discard(names)
-            except (StagingError, OSError) as exc:
-                self._log.warning("temporary files of outputs are left behind: %s", exc)
+        if not names or (self._journal.find("published") is not None and self._journal.find("unpublished") is None):
+            return True
+        try:
+            return not await self._stager.discard(names)
+        except (StagingError, OSError) as exc:
+            self._log.warning("temporary files of outputs are left behind: %s", exc)
+            return True

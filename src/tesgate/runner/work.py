@@ -313,6 +313,8 @@ class Work:
                     if state == COMPLETE:
                         raise
                     self._record.note(exc.sentence)  # the command's own error stays the verdict
+                    self._journal.append("unpublished")
+                    await self._out.discard()
             self._record.published(outputs)
             crash.point("after-publish")
         return Final("finish", state=state, outputs=self._out.listed(outputs), published=self._record.was_leased)
@@ -324,9 +326,9 @@ class Work:
         paths = [os.path.join(self._dir, "rw")]
         await self._tools.runtime.own(self._plan.executors[0].image, paths, os.getuid(), os.getgid())
 
-    async def discard(self) -> None:
-        """Remove what stage-out left under temporary names; idempotent."""
-        await self._out.discard()
+    async def discard(self) -> bool:
+        """Remove what stage-out left under temporary names; idempotent. False: a storage is away, ask again."""
+        return await self._out.discard()
 
 
 def _bytes(result: Result, stream: str) -> int:

@@ -143,6 +143,9 @@ class EmbeddedPostgres:
                 await anyio.to_thread.run_sync(self._revive)
             except EmbeddedPostgresError as exc:
                 logger.error("%s", exc)
+            except Exception:
+                # Such as no memory for a process, of which the server has just died: another look may do better.
+                logger.exception("the embedded PostgreSQL could not be looked after")
 
     # ---- in a thread from here on ----
 

@@ -82,8 +82,10 @@ class Listener:
                     self.deliver(channel, EVERYTHING)
                 await self._watch(connection, lost)
                 logger.warning("the connection that listens was lost")
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as exc:
-                logger.warning("cannot listen to the database: %s", exc)
+            except Exception as exc:
+                # Whatever it is (a failover that has no primary yet is none of the server's errors): nothing is lost by
+                # trying again, and the gateway ends with this loop.
+                logger.warning("cannot listen to the database: %s", exc, exc_info=not _is_known(exc))
             finally:
                 if connection is not None:
                     connection.terminate()
@@ -145,14 +147,18 @@ class Notifier:
                     list(pending),
                     [_payload(ids) for ids in pending.values()],
                 )
-            except (DatabaseUnavailable, asyncpg.PostgresError) as exc:
+            except Exception as exc:
                 if not isinstance(exc, DatabaseUnavailable) and not is_fault(exc):
-                    logger.error("cannot notify: %s", exc)
+                    logger.error("cannot notify: %s", exc, exc_info=not _is_known(exc))
                 for channel in pending:
                     self._pending.setdefault(channel, set()).add(EVERYTHING)
                 self._event.set()
                 await anyio.sleep(1)
             await anyio.sleep(self._interval)
+
+
+def _is_known(exc: Exception) -> bool:
+    return isinstance(exc, asyncpg.PostgresError) or is_fault(exc)
 
 
 def _payload(ids: set[str]) -> str:

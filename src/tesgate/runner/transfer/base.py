@@ -113,8 +113,11 @@ class Sink(Protocol):
         """
         ...
 
-    def discard(self, traces: Sequence[str]) -> None:
-        """Remove what was not published. Traces of other sinks are left alone; what is gone is success."""
+    def discard(self, traces: Sequence[str]) -> List[str]:
+        """Remove what was not published; returns those traces whose storage is away, to be asked again.
+
+        Traces of other sinks are left alone; what is gone is success.
+        """
         ...
 
 

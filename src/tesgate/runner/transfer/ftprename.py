@@ -70,7 +70,11 @@ class NotTaken(Exception):
 
 
 def remove_left(session: FtpSession, *, names: Dict[str, Set[str]]) -> None:
-    """Remove names from the directories of their files and from all above: where they were put, it is not known."""
+    """Remove names from the directories of their files and from all above: where they were put, it is not known.
+
+    Raises the first fault that may pass, when all the others have been looked at.
+    """
+    fault: Optional[Exception] = None
     wanted: Dict[str, Set[str]] = {}
     asides: Dict[str, Dict[str, str]] = {}
     for path, some in names.items():
@@ -91,9 +95,14 @@ def remove_left(session: FtpSession, *, names: Dict[str, Set[str]]) -> None:
             if session.broken:
                 raise
             continue
-        except (ftplib.error_perm, ftplib.error_temp):
+        except ftplib.error_perm:
             if session.broken:
                 raise
+            continue
+        except ftplib.error_temp as error:
+            if session.broken:
+                raise
+            fault = fault or error
             continue
         for name in sorted(found & wanted[directory]):
             session.voidcmd("DELE " + joined(directory, name))
@@ -105,6 +114,8 @@ def remove_left(session: FtpSession, *, names: Dict[str, Set[str]]) -> None:
                 session.sendcmd("RNFR " + joined(directory, aside))
                 session.voidcmd("RNTO " + joined(directory, put_aside[aside]))
                 found.add(put_aside[aside])
+    if fault is not None:
+        raise fault
 
 
 def aside_name(temporary: str) -> str:

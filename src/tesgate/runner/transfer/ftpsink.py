@@ -365,9 +365,11 @@ class FtpSink:
 
     # -- what is left ------------------------------------------------------------------------------------------
 
-    def discard(self, traces: Sequence[str]) -> None:
-        """Remove temporary files by their traces. A server that does not answer is logged, and left."""
+    def discard(self, traces: Sequence[str]) -> List[str]:
+        """Remove temporary files by their traces. A server that does not answer is logged."""
         found: Dict[Tuple[str, str], Tuple[FtpUrl, str, Dict[str, Set[str]], Dict[str, str]]] = {}
+        of: Dict[Tuple[str, str], List[str]] = {}
+        left: List[str] = []
         for trace in traces:
             if not trace.startswith(TRACE):
                 continue
@@ -382,14 +384,15 @@ class FtpSink:
                 names.setdefault(path, set()).add(name)
                 required = "required" in (known.get("tls"), habits.get("tls"))
                 known.update(habits, **({"tls": "required"} if required else {}))
+                of.setdefault((server, url), []).append(trace)
         if not found:
-            return
+            return left
         stop = Stop()
         timer = threading.Timer(_DISCARD_SECONDS, stop.set)
         timer.daemon = True
         timer.start()
         try:
-            for spot, url, names, known in found.values():
+            for key, (spot, url, names, known) in found.items():
                 try:
                     self._attempt.act(
                         spot,
@@ -402,9 +405,12 @@ class FtpSink:
                     )
                 except (StagingError, Stopped) as error:
                     _log.warning("temporary files of outputs may be left at %s: %s", spot.server, error)
+                    if isinstance(error, Stopped) or error.transient:
+                        left += of[key]
         finally:
             timer.cancel()
             self._attempt.close()
+        return left
 
 
 def _nothing(item: FtpItem) -> int:

@@ -7,7 +7,7 @@ import os
 import random
 import re
 from functools import partial
-from typing import Callable, Dict, Iterator, Optional, Sequence
+from typing import Callable, Dict, Iterator, List, Optional, Sequence
 from urllib.parse import unquote
 
 import urllib3
@@ -101,8 +101,9 @@ class WebSink:
         finally:
             pools.clear()
 
-    def discard(self, traces: Sequence[str]) -> None:
+    def discard(self, traces: Sequence[str]) -> List[str]:
         """Nothing is ever left behind."""
+        return []
 
     def _store(
         self, pools: urllib3.PoolManager, item: Item, view: View, lease: Callable[[], float], stop: Stop

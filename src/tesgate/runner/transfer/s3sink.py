@@ -313,7 +313,7 @@ class ObjectSink:
 
     # -- afterwards --------------------------------------------------------------------------------------------
 
-    def discard(self, traces: Sequence[str]) -> None:
+    def discard(self, traces: Sequence[str]) -> List[str]:
         """Abort uploads. One that cannot be is left to the gateway's own sweep."""
         uploads: List[Upload] = []
         for trace in traces:
@@ -327,7 +327,8 @@ class ObjectSink:
             why = self._access.abort(uploads[begin : begin + BATCH], Stop())
             if why is not None:
                 _log.warning("uploads of outputs are left to the gateway's sweep: %s", why)
-                return
+                break
+        return []
 
     @contextmanager
     def _sending(self, stop: Stop, lease: Optional[Callable[[], float]] = None) -> Iterator[Sender]:

@@ -243,18 +243,20 @@ class Stager:
 
         return await run_one(all_sinks)
 
-    async def discard(self, prepared: Union[Prepared, Sequence[str]]) -> None:
-        """Remove what was not published, given as such or as the journalled names."""
+    async def discard(self, prepared: Union[Prepared, Sequence[str]]) -> List[str]:
+        """Remove what was not published, given as such or as the journalled names; returns names to ask for again."""
         names = prepared.temporaries if isinstance(prepared, Prepared) else list(prepared)
         if not names:
-            return
+            return []
 
-        def all_sinks(stop: Stop) -> None:
+        def all_sinks(stop: Stop) -> List[str]:
+            left: List[str] = []
             for storage in {id(storage): storage for storage in self._storages.values()}.values():
                 if (sink := self._sink_of(storage)) is not None:
-                    sink.discard(names)
+                    left += sink.discard(names)
+            return left
 
-        await run_one(all_sinks)
+        return await run_one(all_sinks)
 
 
 def _puts(items: Sequence[Item], view: View) -> Iterator[Callable[[Stop], None]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import stat
 from dataclasses import dataclass
@@ -12,13 +13,15 @@ from typing import Callable, List, Optional, Sequence, Set, Tuple
 from ..plan import Output
 from .base import Entry, Item
 from .copying import Changed, Copier, copied_mode
-from .faults import LeaseLost, PathRefused, StagingError, os_fault
+from .faults import LeaseLost, PathRefused, StagingError, os_fault, passing
 from .paths import RootDir, Roots, is_temporary, open_dir, temporary_name
 from .threads import Stop, retrying
 from .urls import local_path, printable
 from .view import View
 
 __all__ = ["Storing"]
+
+_log = logging.getLogger(__name__)
 
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -207,8 +210,9 @@ class Storing:
         finally:
             os.close(handle)
 
-    def discard(self, traces: Sequence[str]) -> None:
+    def discard(self, traces: Sequence[str]) -> List[str]:
         """Remove temporary files by their absolute paths; what is gone, or is not such a name, is left alone."""
+        left: List[str] = []
         for path in traces:
             name = path.rpartition("/")[2]
             if not path.startswith("/") or not is_temporary(name):
@@ -216,12 +220,20 @@ class Storing:
             try:
                 root, parts = self._roots.belongs(path)
                 parent = _open(root, parts[:-1])
-            except (PathRefused, OSError):
-                continue  # the root is not ours any more, or the directory is gone
+            except PathRefused:
+                continue  # the root is not ours any more
+            except OSError as error:
+                if passing(error):
+                    left.append(path)
+                continue  # else the directory is gone
             try:
                 _unlink(name, parent)
+            except OSError as error:
+                _log.warning("the temporary file %s of an output is left for now: %s", path, error)
+                left.append(path)
             finally:
                 os.close(parent)
+        return left
 
 
 def _refused(entry: Entry, why: str) -> StagingError:
