@@ -110,7 +110,7 @@ class ObjectSource(Renewer):
         if found.kind == "directory" or item.type == "DIRECTORY":
             return Staging(calls=[partial(self._directory, item, place, found.kind)])
         remote = self._remote(asked, found)
-        return Staging(calls=[partial(self._one, item, remote, place)])
+        return Staging(waiting=[partial(self._one, item, remote, place)])
 
     def _remote(self, asked: float, found: Found) -> Remote:
         remote = Remote(found.url, found.size, found.etag, found.checksum, None)
@@ -143,7 +143,7 @@ class ObjectSource(Renewer):
 
         def all_calls(stop: Stop) -> List[str]:
             staging = source.look(moved, place, stop)
-            notes = [note for call in staging.calls for note in call(stop)]
+            notes = [note for call in (*staging.calls, *staging.waiting) for note in call(stop)]
             with self._scratch.directory(place[:-1]) as parent:
                 handle = os.open(place[-1], os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
             try:
@@ -272,7 +272,7 @@ class ObjectSource(Renewer):
     def _moved(self, item: Input, found: Found, parts: List[str], listed: _Listed) -> None:
         one = replace(item, type="FILE", url=found.url)
         staging = self._elsewhere(one, found, parts)
-        for call in staging.calls:
+        for call in (*staging.calls, *staging.waiting):
             listed.notes.extend(call(self._stop))
         listed.notes.extend(staging.notes)
 

@@ -30,6 +30,7 @@ from botocore.loaders import create_loader
 from tesgate.config import S3Endpoint
 from tesgate.runner.access import Signed
 from tesgate.storage.s3.credentials import Credentials, NoCredentials
+from tesgate.storage.s3.heads import SPAN, Heads
 from tesgate.storage.s3.hosts import is_in_host
 from tesgate.storage.s3.regions import USUAL, Regions, named_in
 from tesgate.storage.s3.signing import Keys, encoded_path, presign
@@ -90,6 +91,7 @@ class ObjectStore:
         self._loader = create_loader()
         self._stack = AsyncExitStack()
         self._clients: dict[str, Any] = {}
+        self._heads = Heads(endpoint, self._stack)
         self._regions = Regions(endpoint=endpoint.name, configured=endpoint.region)
 
     @property
@@ -135,6 +137,17 @@ class ObjectStore:
                     f"endpoint {self.name} gave an answer that is not understood ({type(error).__name__})",
                 ) from None
         raise AssertionError("unreachable")
+
+    async def head(self, bucket: str, key: str) -> Any:
+        """One object's `head_object`, with its checksums. Raises `StoreFault`."""
+        async with self.signer(bucket) as signer:
+            signed = signer.sign("HEAD", key, span=SPAN, headers={"x-amz-checksum-mode": "ENABLED"})
+        found = await self._heads.ask(signed)
+        if found is None:
+            return await self.call("head_object", bucket, Key=key, ChecksumMode="ENABLED")
+        if not found:
+            raise StoreFault("404", f"endpoint {self.name} answered 404")
+        return found
 
     @asynccontextmanager
     async def signer(self, bucket: str) -> AsyncIterator[Signer]:
