@@ -33,7 +33,7 @@ from tesgate.storage.s3.credentials import Credentials, NoCredentials
 from tesgate.storage.s3.heads import SPAN, Heads
 from tesgate.storage.s3.hosts import is_in_host
 from tesgate.storage.s3.regions import USUAL, Regions, named_in
-from tesgate.storage.s3.signing import Keys, encoded_path, presign
+from tesgate.storage.s3.signing import Keys, Presigner, encoded_path
 
 __all__ = ["ObjectStore", "StoreFault"]
 
@@ -88,6 +88,7 @@ class ObjectStore:
         self._clock = clock
         self._offset = 0.0
         self._lock = anyio.Lock()
+        self._presigner = Presigner()
         self._loader = create_loader()
         self._stack = AsyncExitStack()
         self._clients: dict[str, Any] = {}
@@ -166,6 +167,7 @@ class ObjectStore:
             keys=keys,
             clock=lambda: self._clock() + self._offset,
             headers={"x-amz-request-payer": "requester"} if self.endpoint.requester_pays else {},
+            presigner=self._presigner,
         )
 
     # inside
@@ -206,6 +208,9 @@ class ObjectStore:
         return known
 
     async def _client(self, region: str) -> Any:
+        known = self._clients.get(region)
+        if known is not None:
+            return known
         async with self._lock:
             client = self._clients.get(region)
             if client is None:
@@ -291,6 +296,7 @@ class Signer:
         keys: Keys | None,
         clock: Callable[[], float],
         headers: dict[str, str],
+        presigner: Presigner,
     ) -> None:
         parts = urlsplit(base)
         host = f"{bucket}.{parts.netloc}" if virtual else parts.netloc
@@ -300,6 +306,7 @@ class Signer:
         self._keys = keys
         self._clock = clock
         self._headers = headers
+        self._presigner = presigner
 
     @property
     def anonymous(self) -> bool:
@@ -324,7 +331,7 @@ class Signer:
         if self._keys.expires is not None:
             span = min(span, self._keys.expires - time.time())
         seconds = max(1, min(int(span), 604_800))
-        url = presign(
+        url = self._presigner.presign(
             method=method,
             base=self._base,
             path=self._root + key,
