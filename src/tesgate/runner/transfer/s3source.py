@@ -66,6 +66,7 @@ class ObjectSource(Renewer):
         self._downloader: Optional[Downloader] = None
         self._sources: Dict[int, Source] = {}
         self._lock = threading.Lock()
+        self._signing = threading.Lock()
         self._waiting: OrderedDict[str, None] = OrderedDict.fromkeys(urls)
         self._looked: Dict[str, Tuple[float, Found]] = {}
         self._signed = 0
@@ -177,17 +178,24 @@ class ObjectSource(Renewer):
             return self._downloader
 
     def renew(self, remote: Remote, stop: Stop) -> Found:
-        """See `Renewer`; asks for those that come next in the same question."""
-        with self._lock:
-            batch = [remote]
-            self._unsigned.pop(id(remote), None)
-            while self._unsigned and len(batch) < LOOKED_AT_ONCE:
-                batch.append(self._unsigned.popitem(last=False)[1])
-        asked, found = self._access.look([each.url for each in batch], stop)
-        for other, each in zip(batch[1:], found[1:]):
-            if each.fault is None and each.get is not None and (each.etag, each.size) == (other.etag, other.size):
-                other.get = presigned(each.get, asked)
-        return found[0]
+        """See `Renewer`."""
+        return self._access.look([remote.url], stop)[1][0]
+
+    def _sign(self, remote: Remote) -> None:
+        """Ask for the request of one that has none, and of those that come next, in one question of all threads."""
+        with self._signing:
+            if remote.get is not None:
+                return
+            with self._lock:
+                batch = [remote]
+                self._unsigned.pop(id(remote), None)
+                while self._unsigned and len(batch) < LOOKED_AT_ONCE:
+                    batch.append(self._unsigned.popitem(last=False)[1])
+            asked, found = self._access.look([each.url for each in batch], self._stop)
+            for one, each in zip(batch, found):
+                # What is otherwise now has none: who fetches it asks again, and says what is wrong.
+                if each.fault is None and each.get is not None and (each.etag, each.size) == (one.etag, one.size):
+                    one.get = presigned(each.get, asked)
 
     # -- one object --------------------------------------------------------------------------------------------
 
@@ -203,6 +211,8 @@ class ObjectSource(Renewer):
 
     def _fetch(self, remote: Remote, handle: int) -> None:
         if remote.size != 0:
+            if remote.get is None:
+                self._sign(remote)
             self._fetcher.fetch(remote, handle)
         remote.get = None
 
