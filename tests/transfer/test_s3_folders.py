@@ -22,14 +22,14 @@ def fill(directory: Path, count: int) -> None:
 
 
 def test_what_is_held_does_not_grow_with_files(objects: Objects) -> None:
-    """A name, three numbers and a flag for each. An entry of its own had two kilobytes, which are 8 MiB here."""
-    count = 4000
+    """A name, three numbers and a flag for each. An entry of its own had two kilobytes, which are 6 MiB here."""
+    count = 3000
     fill(objects.attempt / "rw/out", count)
 
     async def prepare() -> None:
         objects.prepared = await objects.prepare(objects.output("/out", "here", "DIRECTORY"))
 
-    with flat(5 << 20):
+    with flat(4 << 20):
         anyio.run(prepare)
     assert objects.prepared is not None
     assert sum(1 for item in objects.prepared.items for _ in item.files()) == count
