@@ -5,9 +5,11 @@ Usage: PYTHONPATH=. python benchmarks/objects.py [--quick] [--rounds 3] [--keys 
 SeaweedFS keeps the objects, a real gateway (with its database, as processes of their own) answers the runner's
 questions, and this process is the agent: its staging (`tesgate.runner.transfer`) moves one object of 1 GiB and 2,000 of
 16 KiB, both ways, in turns with obstore (Rust; a process of its own that runs already) and, where they are found on the
-PATH, s5cmd. All of them share these processors. Speed is the plain client's time over ours: the aim is 0.8 and more.
-`memory` is the largest resident size of this process above what it had before: the aim is 64 MiB. At last a directory
-of 100,000 empty objects comes in, for memory alone.
+PATH, s5cmd. Then the 2,000 objects come in once more as so many inputs (``single down``). All of them share these
+processors. Speed is the plain client's time over ours: the aim is 0.8 and more. `memory` is the largest resident size
+of this process above what it had before: the aim is 64 MiB. `CPU` is what it, the gateway and obstore used up. At last
+a directory of a tenth of the keys, and one of 100,000, goes out and comes in again, for memory alone: of this process
+and of the gateway, above what each had before the first.
 """
 
 from __future__ import annotations
@@ -27,11 +29,13 @@ import threading
 import time
 import venv
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import anyio
 import httpx
+from benchmarks.processes import cpu_seconds
 from benchmarks.scripted_agent import Script, ScriptedAgent, _Attempt
 
 from tesgate.runner.gateway import GatewayClient
@@ -127,9 +131,17 @@ class Bench:
     def stager(self) -> Stager:
         return Stager(roots=[], policy=UrlPolicy(), storages=storages_of(self.plan, self.client, ftp=FtpServers()))
 
-    def down(self, prefix: str) -> None:
-        item = Input("/x", "ro/x", url=f"s3://{BUCKET}/in/{prefix}", type="DIRECTORY")
+    def down(self, url: str) -> None:
+        item = Input("/x", "ro/x", url=url, type="DIRECTORY")
         anyio.run(self.stager().stage_in, [item], str(self.attempt))
+
+    def single(self) -> None:
+        """The small objects, each an input of its own."""
+        names = [f"{index:05}" for index in range(self.count)]
+        items = [Input(f"/x/{name}", f"ro/x/{name}", url=f"s3://{BUCKET}/in/many/{name}") for name in names]
+        storages = storages_of(replace(self.plan, inputs=items), self.client, ftp=FtpServers())
+        stager = Stager(roots=[], policy=UrlPolicy(), storages=storages)
+        anyio.run(stager.stage_in, items, str(self.attempt))
 
     def up(self, prefix: str) -> None:
         output = Output("/work", f"s3://{BUCKET}/out/{prefix}", "DIRECTORY")
@@ -149,14 +161,14 @@ class Bench:
             os.link(path, self.attempt / "rw/work" / path.name)
 
 
-def clear_peak() -> None:
-    """Have the kernel count the largest resident size of this process (not of those it started) anew."""
-    Path("/proc/self/clear_refs").write_text("5")
+def clear_peak(process: int | str = "self") -> None:
+    """Have the kernel count the largest resident size of a process (not of those it started) anew."""
+    Path(f"/proc/{process}/clear_refs").write_text("5")
 
 
-def peak_bytes() -> int:
+def peak_bytes(process: int | str = "self") -> int:
     """Since then."""
-    return int(re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[0]) << 10
+    return int(re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process}/status").read_text())[0]) << 10
 
 
 def timed(call: Callable[[], None]) -> float:
@@ -165,43 +177,59 @@ def timed(call: Callable[[], None]) -> float:
     return time.perf_counter() - began
 
 
-def measure(bench: Bench, endpoint: str, plain: Plain, rounds: int, only: str) -> None:
-    print(f"{'case':12} {'ours s':>8}   plain clients: seconds, speed (worst round)   memory MiB")
-    for kind in ("big", "many"):
+def measure(bench: Bench, endpoint: str, plain: Plain, gateway: int, rounds: int, only: str) -> None:
+    print(f"{'case':12} {'ours s':>8}   plain clients: seconds, speed (worst round)   memory MiB   CPU s")
+    for kind in bench.sources:
         plain("up", f"in/{kind}", bench.sources[kind])
-        for way in ("up", "down"):
-            if only not in f"{kind} {way}":
-                continue
-            ours: list[float] = []
-            others: dict[str, list[float]] = {"obstore": []}
-            if shutil.which("s5cmd"):
-                others["s5cmd"] = []
-            clear_peak()
-            idle, peak = peak_bytes(), 0
-            for turn in range(rounds):
-                for name, took in others.items():
-                    bench.fresh()
-                    where = bench.sources[kind] if way == "up" else bench.plain
-                    prefix = f"out/{name}-{kind}-{turn}" if way == "up" else f"in/{kind}"
-                    took.append(plain(way, prefix, where) if name == "obstore" else s5cmd(endpoint, way, prefix, where))
-                clear_peak()
-                if way == "up":
-                    bench.linked(kind)
-                    ours.append(timed(lambda: bench.up(f"ours-{kind}-{turn}")))  # noqa: B023  # called at once
-                else:
-                    bench.fresh()
-                    ours.append(timed(lambda: bench.down(kind)))  # noqa: B023
-                    compare(bench.sources[kind], bench.attempt / "ro/x")
-                peak = max(peak, peak_bytes())
-            mine = statistics.median(ours)
-            cells = []
-            for name, took in others.items():
-                worst = min(each / own for each, own in zip(took, ours, strict=True))
-                theirs = statistics.median(took)
-                cells.append(f"{name} {theirs:.2f} s, {theirs / mine:.2f} x ({worst:.2f})")
-            print(
-                f"{kind + ' ' + way:12} {mine:8.2f}   {'; '.join(cells)}   {(peak - idle) / (1 << 20):.0f}", flush=True
-            )
+    for kind, way in (("big", "up"), ("big", "down"), ("many", "up"), ("many", "down"), ("single", "down")):
+        if only in f"{kind} {way}":
+            measure_one(bench, endpoint, plain, gateway, rounds, kind, way)
+
+
+def measure_one(bench: Bench, endpoint: str, plain: Plain, gateway: int, rounds: int, kind: str, way: str) -> None:
+    files = "big" if kind == "big" else "many"
+    ours: list[float] = []
+    used: dict[str, list[float]] = {"runner": [], "gateway": [], "obstore": []}
+    others: dict[str, list[float]] = {"obstore": []}
+    if shutil.which("s5cmd"):
+        others["s5cmd"] = []
+    clear_peak()
+    idle, peak = peak_bytes(), 0
+    for turn in range(rounds):
+        for name, took in others.items():
+            bench.fresh()
+            where = bench.sources[files] if way == "up" else bench.plain
+            prefix = f"out/{name}-{files}-{turn}" if way == "up" else f"in/{files}"
+            before = cpu_seconds(plain.process.pid, alone=True)
+            took.append(plain(way, prefix, where) if name == "obstore" else s5cmd(endpoint, way, prefix, where))
+            if name == "obstore":
+                used["obstore"].append(cpu_seconds(plain.process.pid, alone=True) - before)
+        if way == "up":
+            bench.linked(files)
+        else:
+            bench.fresh()
+        clear_peak()
+        before, there = cpu_seconds(os.getpid(), alone=True), cpu_seconds(gateway, alone=True)
+        if way == "up":
+            ours.append(timed(lambda: bench.up(f"ours-{files}-{turn}")))  # noqa: B023  # called at once
+        elif kind == "single":
+            ours.append(timed(bench.single))
+        else:
+            ours.append(timed(lambda: bench.down(f"s3://{BUCKET}/in/{files}")))
+        peak = max(peak, peak_bytes())
+        used["runner"].append(cpu_seconds(os.getpid(), alone=True) - before)
+        used["gateway"].append(cpu_seconds(gateway, alone=True) - there)
+        if way == "down":
+            compare(bench.sources[files], bench.attempt / "ro/x")
+    mine = statistics.median(ours)
+    cells = []
+    for name, took in others.items():
+        worst = min(each / own for each, own in zip(took, ours, strict=True))
+        theirs = statistics.median(took)
+        cells.append(f"{name} {theirs:.2f} s, {theirs / mine:.2f} x ({worst:.2f})")
+    cpu = ", ".join(f"{name} {statistics.median(each):.2f}" for name, each in used.items())
+    memory = (peak - idle) / (1 << 20)
+    print(f"{kind + ' ' + way:12} {mine:8.2f}   {'; '.join(cells)}   {memory:.0f}   {cpu}", flush=True)
 
 
 def compare(there: Path, here: Path) -> None:
@@ -211,32 +239,27 @@ def compare(there: Path, here: Path) -> None:
         assert (here / name).stat().st_size == (there / name).stat().st_size, name
 
 
-def many_keys(bench: Bench, client: Any, keys: int) -> None:
-    """A directory of so many keys, for memory."""
-    numbers = iter(range(keys))
-    lock = threading.Lock()
-
-    def put() -> None:
-        while True:
-            with lock:
-                number = next(numbers, None)
-            if number is None:
-                return
-            client.put_object(Bucket=BUCKET, Key=f"in/keys/{number // 1000:03}/{number:06}", Body=b"")
-
-    threads = [threading.Thread(target=put) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    bench.fresh()
-    clear_peak()
-    idle = peak_bytes()
-    took = timed(lambda: bench.down("keys"))
-    grown = (peak_bytes() - idle) / (1 << 20)
-    found = sum(len(files) for _, _, files in os.walk(bench.attempt / "ro/x"))
-    assert found == keys, found
-    print(f"{keys} keys    {took:8.2f}   memory {grown:.0f} MiB")
+def many_keys(bench: Bench, gateway: int, keys: int) -> None:
+    """A directory of so many small files out, and in again."""
+    processes = {"runner": os.getpid(), "gateway": gateway}
+    for process in processes.values():
+        clear_peak(process)
+    idle = {name: peak_bytes(process) for name, process in processes.items()}
+    for count in (keys // 10, keys):
+        bench.fresh()
+        for number in range(count):
+            (bench.attempt / "rw/work" / f"{number:06}").write_bytes(b"%d" % number)
+        for way in ("up", "down"):
+            for process in processes.values():
+                clear_peak(process)
+            if way == "up":
+                took = timed(lambda: bench.up(f"keys-{count}"))  # noqa: B023  # called at once
+            else:
+                took = timed(lambda: bench.down(f"s3://{BUCKET}/out/keys-{count}"))  # noqa: B023
+            grown = [f"{name} {(peak_bytes(it) - idle[name]) / (1 << 20):.0f}" for name, it in processes.items()]
+            print(f"{count} keys {way:5} {took:8.1f} s   MiB above idle: {', '.join(grown)}", flush=True)
+        for number in range(count):
+            assert (bench.attempt / "ro/x" / f"{number:06}").read_bytes() == b"%d" % number, number
 
 
 def gateway_for(base: Path, endpoint: str) -> Gateway:
@@ -254,7 +277,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="64 MiB and 200 objects, two rounds, 2,000 keys")
     parser.add_argument("--rounds", type=int)
-    parser.add_argument("--keys", type=int)
+    parser.add_argument("--keys", type=int, help="of the large directory; 0: none")
     parser.add_argument("--directory", help="where the files and the store's objects are")
     parser.add_argument("--only", default="", help="cases whose names hold this")
     given = parser.parse_args()
@@ -275,9 +298,10 @@ def main() -> None:
             bench = Bench(base, plan, client, size=size, count=count)
             print(f"big: {size >> 20} MiB; many: {count} x {SMALL >> 10} KiB; medians of {rounds} rounds")
             print(f"load average {' '.join(f'{load:.1f}' for load in os.getloadavg())}, {os.cpu_count()} cores\n")
-            measure(bench, endpoint, plain, rounds, given.only)
+            assert gateway.process is not None
+            measure(bench, endpoint, plain, gateway.process.pid, rounds, given.only)
             if keys and given.only in "keys":
-                many_keys(bench, direct, keys)
+                many_keys(bench, gateway.process.pid, keys)
         finally:
             plain.process.kill()
             gateway.close()
@@ -299,7 +323,7 @@ def attempt_of(gateway: Gateway, base: Path) -> tuple[Plan, GatewayClient]:
     threading.Thread(target=lambda: anyio.run(agent.run), daemon=True).start()
     task = {
         "executors": [{"image": "busybox", "command": ["true"]}],
-        "inputs": [{"url": f"s3://{BUCKET}/in", "path": "/in", "type": "DIRECTORY"}],
+        "inputs": [{"url": f"s3://{BUCKET}/{at}", "path": f"/{at}s", "type": "DIRECTORY"} for at in ("in", "out")],
         "outputs": [{"url": f"s3://{BUCKET}/out", "path": "/out", "type": "DIRECTORY"}],
     }
     answer = httpx.post(f"http://127.0.0.1:{gateway.port}/ga4gh/tes/v1/tasks", json=task, timeout=20)

@@ -49,7 +49,9 @@ class ExecutorReport:
 
 @dataclass
 class OutputFile:
-    """One stored file."""
+    """One stored file. A task may have a hundred thousand."""
+
+    __slots__ = ("path", "size_bytes", "url")
 
     url: str
     path: str

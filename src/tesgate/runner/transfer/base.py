@@ -7,15 +7,18 @@ A `Storage` serves some URL schemes for one attempt. All its methods are blockin
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Callable, List, Optional, Protocol, Sequence, runtime_checkable
+from typing import Callable, Iterator, List, Optional, Protocol, Sequence, runtime_checkable
 
 from ..plan import Input, Output
+from ..report import OutputFile
+from .folder import Folder
 from .local import LocalFile
 from .scratch import Scratch
 from .threads import Stop
+from .urls import listed, printable
 from .view import Node, View
 
-__all__ = ["Entry", "Item", "Sink", "SinkOfMany", "Source", "Staging", "Storage"]
+__all__ = ["Entry", "FolderSink", "Item", "Sink", "SinkOfMany", "Source", "Staging", "Storage"]
 
 
 @dataclass
@@ -25,6 +28,9 @@ class Staging:
     calls: List[Callable[[Stop], List[str]]] = field(default_factory=list)
     """Each runs in a thread and returns notes. Several run at a time, in no order: one that needs more inner order (or
     more than it would hold in memory) is one call that does its own (`threads.parallel`)."""
+    waiting: List[Callable[[Stop], List[str]]] = field(default_factory=list)
+    """The same, of calls that mostly wait for a server and start no further threads without a bound of their own: more
+    of them run at a time."""
     files: List[LocalFile] = field(default_factory=list)
     """Single files of the agent's roots, which are staged together with others of their directory."""
     notes: List[str] = field(default_factory=list)
@@ -73,6 +79,10 @@ class Item:
         left behind.
         """
         return None
+
+    def files(self) -> Iterator[OutputFile]:
+        """What is stored, as the task's log lists it."""
+        yield OutputFile(listed(self.entry.url), printable(self.entry.path), self.size)
 
     def begin(self, stop: Stop) -> None:
         """Make what `trace` names, still without a byte in it; called once before the traces are journalled.
@@ -127,6 +137,20 @@ class SinkOfMany(Protocol):
 
     def put_many(self, items: Sequence[Item], view: View, stop: Stop) -> None:
         """Do what `Sink.put` does for each."""
+        ...
+
+
+@runtime_checkable
+class FolderSink(Protocol):
+    """A sink that also takes files of one directory together, as one item: what is held does not grow with them."""
+
+    @property
+    def largest(self) -> int:
+        """Bytes of a file that is handed over so; one that is larger comes as an entry of its own."""
+        ...
+
+    def place_folder(self, folder: Folder) -> Item:
+        """As `Sink.place`, for all its files."""
         ...
 
 

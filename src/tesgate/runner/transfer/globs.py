@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Callable, Dict, Generic, Iterator, List, Optional, Protocol, Sequence, Tuple, TypeVar
+from typing import Callable, Dict, Generic, Iterable, Iterator, List, Optional, Protocol, Tuple, TypeVar
 
 from .patterns import Matcher, expand_braces, has_wildcards, unescape
 
@@ -16,7 +16,7 @@ class Tree(Protocol[N]):
 
     def child(self, node: N, name: str) -> Optional[N]: ...
 
-    def children(self, node: N) -> Sequence[Tuple[str, N]]: ...
+    def children(self, node: N) -> Iterable[Tuple[str, N]]: ...
 
     def is_dir(self, node: N) -> bool: ...
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import Callable, Dict, List, Optional
+from typing import Callable, Dict, List, Optional, Sequence, Union
 
 from ..plan import Output
-from .base import Entry, Sink
+from .base import Entry, FolderSink, Sink
 from .faults import PathRefused, StagingError, os_fault
+from .folder import FULL, Folder
 from .globs import expand
 from .patterns import base_of, has_braces, has_wildcards, unescape
 from .threads import Stop
@@ -23,7 +24,10 @@ MOST_NOTES = 20
 
 
 class Expansion:
-    """Expands outputs one by one; a target that was already taken is not taken twice."""
+    """Expands outputs one by one; a target that was already taken is not taken twice.
+
+    What is held grows with the files, but for those that a sink takes together (`base.FolderSink`).
+    """
 
     def __init__(self, view: View, sink_for: Callable[[Output], Sink], stop: Stop) -> None:
         """`sink_for` raises `StagingError` where an output's URL is of no kind that can be stored to."""
@@ -31,20 +35,28 @@ class Expansion:
         self._sink_for = sink_for
         self._stop = stop
         self._taken: Dict[str, Entry] = {}
+        self._count = 0
         self._seen_faults: Dict[str, None] = {}
         self._listed = self._unlisted = 0
-        self.files: List[Entry] = []
+        self.files: List[Union[Entry, Folder]] = []
         self.directories: List[Entry] = []
         self.notes: List[str] = []
 
-    def add(self, output: Output) -> None:
-        """Expand one declared output. Raises `StagingError` where it cannot be stored at all."""
-        self._stop.check()
-        self._sink = self._sink_for(output)
-        try:
-            target = self._sink.target(output)
-        except PathRefused as error:
-            raise StagingError("output %s: its url %s." % (printable(output.path), error.why)) from None
+    def add(self, outputs: Sequence[Output]) -> None:
+        """Expand declared outputs in their order. Raises `StagingError` where one cannot be stored at all."""
+        sinks = [self._sink_for(output) for output in outputs]
+        targets: List[str] = []
+        for output, sink in zip(outputs, sinks):
+            try:
+                targets.append(sink.target(output))
+            except PathRefused as error:
+                raise StagingError("output %s: its url %s." % (printable(output.path), error.why)) from None
+        apart = _apart([_reach(output, target) for output, target in zip(outputs, targets)])
+        for output, sink, target, alone in zip(outputs, sinks, targets, apart):
+            self._sink, self._alone = sink, alone and not _is_special(output.path)
+            self._expand(output, target)
+
+    def _expand(self, output: Output, target: str) -> None:
         self._listed = self._unlisted = 0
         try:
             self._add(output, target)
@@ -158,8 +170,11 @@ class Expansion:
                 self._note("output %s %s; it was not stored." % (printable(shown), why))
             return
         entry = Entry(node, shown, url, target, self._sink)
-        key = os.path.normpath(target) if is_local(url) else target
-        before = self._taken.setdefault(key, entry)
+        self._more()
+        before = entry
+        if not self._alone:
+            key = os.path.normpath(target) if is_local(url) else target
+            before = self._taken.setdefault(key, entry)
         if before is not entry and (before.node.path == node.path or not (node.is_dir and before.node.is_dir)):
             if before.node.path != node.path:
                 self._note(
@@ -167,12 +182,60 @@ class Expansion:
                     % (printable(before.path), printable(shown), redact(url))
                 )
             return
-        if len(self._taken) > MAX_ENTRIES:
-            raise StagingError("the outputs hold more than %d entries; let the task pack them." % MAX_ENTRIES)
         if not node.is_dir:
             self.files.append(entry)
             return
         if before is entry:
             self.directories.append(entry)
-        for name, inner in self._view.children(node):
-            self._walk(inner, shown.rstrip("/") + "/" + name, join(url, [name]), target + "/" + name)
+        self._walk_in(entry)
+
+    def _more(self) -> None:
+        self._count += 1
+        if self._count > MAX_ENTRIES:
+            raise StagingError("the outputs hold more than %d entries; let the task pack them." % MAX_ENTRIES)
+
+    def _walk_in(self, entry: Entry) -> None:
+        # In a tree of its own no two names lead to one place, so that nothing has to be held to find that out.
+        together = self._sink if self._alone and isinstance(self._sink, FolderSink) else None
+        folder: Optional[Folder] = None
+        for name, inner in self._view.children(entry.node):
+            info = inner.info
+            if (
+                together is None
+                or info is None
+                or inner.fault is not None
+                or not stat.S_ISREG(info.st_mode)
+                or info.st_size > together.largest
+                or not self._view.is_own(entry.node, name, inner)
+            ):
+                shown = entry.path.rstrip("/") + "/" + name
+                self._walk(inner, shown, join(entry.url, [name]), entry.target + "/" + name)
+                continue
+            self._stop.check()
+            self._more()
+            if folder is None or len(folder) >= FULL or folder.device != info.st_dev:
+                folder = Folder(entry, info.st_dev)
+                self.files.append(folder)
+            folder.add(name, info)
+
+
+def _is_special(path: str) -> bool:
+    return any(char in path for char in "*?[]{}\\")
+
+
+def _reach(output: Output, target: str) -> str:
+    """Above all targets that an output may have."""
+    target = (os.path.normpath(target) if is_local(output.url) else target).rstrip("/")
+    return (target.rpartition("/")[0] if _is_special(output.path) else target) + "/"
+
+
+def _apart(places: Sequence[str]) -> List[bool]:
+    """Of each directory, whether it holds no other one and lies in none."""
+    apart = [True] * len(places)
+    above: Optional[int] = None
+    for index in sorted(range(len(places)), key=places.__getitem__):
+        if above is not None and places[index].startswith(places[above]):
+            apart[index] = apart[above] = False
+        else:
+            above = index
+    return apart

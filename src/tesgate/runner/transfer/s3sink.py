@@ -6,25 +6,27 @@ it sees those that hold something.
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import Callable, Iterator, List, Optional, Sequence, Tuple, Union
 from urllib.parse import unquote_to_bytes
 
-from ..access import Completion, Fault, StoreQuestion, Upload
+from ..access import Completion, Fault, Upload
 from ..plan import Output
 from .base import Entry, Item
 from .connect import HttpSettings
-from .faults import LeaseLost, PathRefused, StagingError, os_fault
-from .s3access import Access, Presigned, ahead
+from .faults import LeaseLost, PathRefused, StagingError
+from .folder import Folder, State, state_of
+from .s3access import Access, Presigned
 from .s3http import Connections
 from .s3put import Changed, NoLease, Sender, checked, fault_of
-from .s3sums import CRC32, sum_of
+from .s3small import ObjectFolder, SmallFile, SmallSender, as_changed, fault_with
+from .s3sums import sum_of
 from .s3wire import FilePart
 from .threads import Stop, parallel
 from .urls import printable, redact
@@ -34,17 +36,14 @@ __all__ = ["SINGLE", "ObjectSink", "key_of"]
 
 SINGLE = 16 << 20
 """Bytes up to which a file is one PUT, under the lease."""
-HELD = 32 << 10
-"""Bytes up to which a file is read once and held until it is sent."""
-BATCH = 96
-"""Single PUTs that are asked for at once. Two batches are held."""
 PARTS_AT_ONCE = 4
 """Parts of one file that are sent at a time, and the most that are asked for at once."""
+ABORTED_AT_ONCE = 96
+"""Uploads in one question."""
 _MARK = "s3-upload:"
 _KEY_BYTES = 1024
 
 _log = logging.getLogger(__name__)
-_State = Tuple[int, int, int]
 
 
 def key_of(url: str) -> Tuple[str, str]:
@@ -70,7 +69,7 @@ class ObjectItem(Item):
     upload: Optional[Upload] = None
     etags: List[str] = field(default_factory=list)
     checksums: List[str] = field(default_factory=list)
-    state: Optional[_State] = None
+    state: Optional[State] = None
     """Of the file, when it was sent (or looked at, to be sent later)."""
 
     @property
@@ -83,6 +82,20 @@ class ObjectItem(Item):
     def begin(self, stop: Stop) -> None:
         """Begin the upload of a large file, so that its id can be journalled. Raises `StagingError`."""
         self.sink.begin(self, stop)
+
+    def small_files(self, view: View, stop: Stop) -> Iterator[SmallFile]:
+        """This one, read. Raises `StagingError`, `Stopped`."""
+        assert self.state is not None
+        small = SmallFile(self.entry.path, self.entry.url, self.state, partial(_opened, self, view), self._stored)
+        try:
+            with _opened(self, view) as handle:
+                small.read(handle, stop)
+        except (Changed, PathRefused, OSError) as error:
+            raise fault_with(self.entry.path, error) from None
+        yield small
+
+    def _stored(self) -> None:
+        self.done = True
 
 
 class ObjectSink:
@@ -110,10 +123,22 @@ class ObjectSink:
         try:
             key_of(entry.url)
         except PathRefused as error:
-            raise StagingError(
-                "output %s: its url %s %s." % (printable(entry.path), redact(entry.url), error.why)
-            ) from None
+            raise _unfit(entry.path, entry.url, error) from None
         return ObjectItem(entry, self)
+
+    @property
+    def largest(self) -> int:
+        """See `base.FolderSink`."""
+        return SINGLE
+
+    def place_folder(self, folder: Folder) -> ObjectFolder:
+        """Check its names. Raises `StagingError`."""
+        for name, _ in folder:
+            try:
+                key_of(folder.url_of(name))
+            except PathRefused as error:
+                raise _unfit(folder.path_of(name), folder.url_of(name), error) from None
+        return ObjectFolder(folder.entry, folder)
 
     # -- before the lease --------------------------------------------------------------------------------------
 
@@ -129,28 +154,30 @@ class ObjectSink:
 
     def put(self, item: Item, view: View, stop: Stop) -> None:
         """Send the parts of a large file; of a small one only its state is noted. Raises `StagingError`, `Stopped`."""
+        if isinstance(item, ObjectFolder):
+            item.look(view, stop)
+            return
         assert isinstance(item, ObjectItem)
         try:
-            with _opened(item, view) as (handle, state):
-                item.size = os.fstat(handle).st_size
+            with _opened(item, view) as handle:
+                state = state_of(os.fstat(handle))
+                item.size = state[1]
                 if item.upload is not None:
                     if item.size != item.upload.size:
                         raise Changed
                     with self._sending(stop) as sender:
                         self._send_parts(item, item.upload, handle, sender, stop)
-                    if _state(handle) != state:
+                    if state_of(os.fstat(handle)) != state:
                         raise Changed
                 item.state = state
-        except Changed:
-            raise _changed(item) from None
         except NoLease:
             raise StagingError(
                 "output %s: the gateway wants a lease too early." % _shown(item), transient=True
             ) from None
         except PathRefused as error:
             raise StagingError("output %s %s." % (_shown(item), error.why)) from None
-        except OSError as error:
-            raise os_fault(error, "output %s could not be stored" % _shown(item)) from error
+        except (Changed, OSError) as error:
+            raise fault_with(item.entry.path, error) from error
 
     def _send_parts(self, item: ObjectItem, upload: Upload, handle: int, sender: Sender, stop: Stop) -> None:
         if upload.part_size <= 0:
@@ -198,18 +225,17 @@ class ObjectSink:
         self, directories: Sequence[Item], items: Sequence[Item], view: View, lease: Callable[[], float], stop: Stop
     ) -> None:
         """Complete the uploads, and PUT the small files. See `base.Sink`."""
-        todo = [item for item in items if isinstance(item, ObjectItem) and not item.done]
-        for item in todo:
-            if item.upload is not None:
-                self._unchanged(item, view)
+        todo = [item for item in items if isinstance(item, (ObjectItem, ObjectFolder)) and not item.done]
+        large = [item for item in todo if isinstance(item, ObjectItem) and item.upload is not None]
+        small = [item for item in todo if isinstance(item, ObjectFolder) or item.upload is None]
+        for item in large:
+            self._unchanged(item, view)
 
         def check() -> None:
             stop.check()
             if lease() <= 0:
                 raise LeaseLost("the publish lease ran out before all outputs were stored")
 
-        large = [item for item in todo if item.upload is not None]
-        small = [item for item in todo if item.upload is None]
         try:
             parallel(
                 (partial(self._complete, item, item.upload, check, stop) for item in large if item.upload is not None),
@@ -217,21 +243,24 @@ class ObjectSink:
                 stop=stop,
             )
             if small:
+                files = chain.from_iterable(item.small_files(view, stop) for item in small)
                 with self._sending(stop, lease) as sender:
-                    parallel(self._puts(small, view, check, sender, stop), concurrency=self._width, stop=stop)
+                    SmallSender(access=self._access, sender=sender, check=check, width=self._width, stop=stop).send(
+                        files
+                    )
+                for sent in small:
+                    sent.done = True
         except NoLease:
             raise LeaseLost("the gateway says that the publish lease is not held any more") from None
 
     @staticmethod
     def _unchanged(item: ObjectItem, view: View) -> None:
         try:
-            with _opened(item, view) as (_, state):
-                if state != item.state:
+            with _opened(item, view) as handle:
+                if state_of(os.fstat(handle)) != item.state:
                     raise Changed
-        except (Changed, PathRefused):
-            raise _changed(item) from None
-        except OSError as error:
-            raise os_fault(error, "output %s could not be stored" % _shown(item)) from error
+        except (Changed, PathRefused, OSError) as error:
+            raise fault_with(item.entry.path, error) from None
 
     def _complete(self, item: ObjectItem, upload: Upload, check: Callable[[], None], stop: Stop) -> None:
         check()
@@ -247,70 +276,6 @@ class ObjectSink:
             raise error
         item.done = True
 
-    def _puts(
-        self, items: Sequence[ObjectItem], view: View, check: Callable[[], None], sender: Sender, stop: Stop
-    ) -> Iterator[Callable[[], None]]:
-        """Yield a call for each file; the next requests are asked for while these are sent."""
-        batches = (items[begin : begin + BATCH] for begin in range(0, len(items), BATCH))
-        for ready in ahead((self._signed(batch, view, check, stop) for batch in batches), stop):
-            for small in ready:
-                yield partial(self._put_one, small, view, check, sender, stop)
-
-    def _signed(self, items: Sequence[ObjectItem], view: View, check: Callable[[], None], stop: Stop) -> List[_Small]:
-        check()
-        smalls = [self._small(item, view, stop) for item in items]
-        made = self._access.store([small.question for small in smalls], stop)
-        for small, each in zip(smalls, made):
-            if isinstance(each, Fault):
-                raise fault_of(_shown(small.item), each)
-            small.presigned = each
-        return smalls
-
-    @staticmethod
-    def _small(item: ObjectItem, view: View, stop: Stop) -> _Small:
-        """Read a file for its checksum. Raises `StagingError`."""
-        try:
-            with _opened(item, view) as (handle, state):
-                if state != item.state:
-                    raise Changed
-                total = sum_of(CRC32)
-                body: Optional[bytes] = None
-                if item.size <= HELD:
-                    body = os.pread(handle, HELD + 1, 0)
-                    if len(body) != item.size:
-                        raise Changed
-                    total.update(body)
-                else:
-                    checked(handle, 0, item.size, [total], stop)
-        except (Changed, PathRefused):
-            raise _changed(item) from None
-        except OSError as error:
-            raise os_fault(error, "output %s could not be stored" % _shown(item)) from error
-        question = StoreQuestion(url=item.entry.url, size=item.size, checksum={CRC32: total.base64()})
-        return _Small(item, question, body)
-
-    def _put_one(self, small: _Small, view: View, check: Callable[[], None], sender: Sender, stop: Stop) -> None:
-        item = small.item
-        shown = _shown(item)
-        assert small.presigned is not None
-        again = partial(self._store_again, small, stop)
-        try:
-            if small.body is not None:
-                sender.send(shown, small.body, small.presigned, again, check)
-            else:
-                with _opened(item, view) as (handle, _):
-                    sender.send(shown, FilePart(handle, 0, item.size), small.presigned, again, check)
-                    if _state(handle) != item.state:
-                        raise Changed
-        except (Changed, PathRefused):
-            raise _changed(item) from None
-        except OSError as error:
-            raise os_fault(error, "output %s could not be stored" % shown) from error
-        item.done = True
-
-    def _store_again(self, small: _Small, stop: Stop) -> Union[Presigned, Fault]:
-        return self._access.store([small.question], stop)[0]
-
     # -- afterwards --------------------------------------------------------------------------------------------
 
     def discard(self, traces: Sequence[str]) -> List[str]:
@@ -323,8 +288,8 @@ class ObjectSink:
                     uploads.append(Upload(url=known["url"], id=known["id"]))
                 except (ValueError, KeyError, TypeError):
                     continue
-        for begin in range(0, len(uploads), BATCH):
-            why = self._access.abort(uploads[begin : begin + BATCH], Stop())
+        for begin in range(0, len(uploads), ABORTED_AT_ONCE):
+            why = self._access.abort(uploads[begin : begin + ABORTED_AT_ONCE], Stop())
             if why is not None:
                 _log.warning("uploads of outputs are left to the gateway's sweep: %s", why)
                 break
@@ -339,16 +304,6 @@ class ObjectSink:
             connections.close()
 
 
-@dataclass
-class _Small:
-    """A file of which all is known but the answer."""
-
-    item: ObjectItem
-    question: StoreQuestion
-    body: Optional[bytes] = field(repr=False)
-    presigned: Optional[Presigned] = field(default=None, repr=False)
-
-
 def _shown(item: Item) -> str:
     return printable(item.entry.path)
 
@@ -357,26 +312,12 @@ def _size(entry: Entry) -> int:
     return 0 if entry.node.info is None else entry.node.info.st_size
 
 
-def _state(handle: int) -> _State:
-    # Not when the inode changed: another output of the same file may link it and set its mode.
-    info = os.fstat(handle)
-    return info.st_ino, info.st_size, info.st_mtime_ns
-
-
 @contextmanager
-def _opened(item: Item, view: View) -> Iterator[Tuple[int, _State]]:
+def _opened(item: Item, view: View) -> Iterator[int]:
     """Open the file of an item. Raises `Changed` where another one is in its place, `PathRefused`, OSError."""
-    with ExitStack() as stack:
-        try:
-            _, _, handle = stack.enter_context(view.opened(item.entry.node))
-        except OSError as error:
-            if error.errno in (errno.ESTALE, errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-                raise Changed from None
-            raise
-        yield handle, _state(handle)
+    with as_changed(), view.opened(item.entry.node) as (_, _, handle):
+        yield handle
 
 
-def _changed(item: Item) -> StagingError:
-    return StagingError(
-        "output %s changed while it was stored: something still writes to it." % _shown(item), transient=True
-    )
+def _unfit(path: str, url: str, error: PathRefused) -> StagingError:
+    return StagingError("output %s: its url %s %s." % (printable(path), redact(url), error.why))

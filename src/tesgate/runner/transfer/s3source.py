@@ -66,6 +66,7 @@ class ObjectSource(Renewer):
         self._downloader: Optional[Downloader] = None
         self._sources: Dict[int, Source] = {}
         self._lock = threading.Lock()
+        self._signing = threading.Lock()
         self._waiting: OrderedDict[str, None] = OrderedDict.fromkeys(urls)
         self._looked: Dict[str, Tuple[float, Found]] = {}
         self._signed = 0
@@ -110,7 +111,7 @@ class ObjectSource(Renewer):
         if found.kind == "directory" or item.type == "DIRECTORY":
             return Staging(calls=[partial(self._directory, item, place, found.kind)])
         remote = self._remote(asked, found)
-        return Staging(calls=[partial(self._one, item, remote, place)])
+        return Staging(waiting=[partial(self._one, item, remote, place)])
 
     def _remote(self, asked: float, found: Found) -> Remote:
         remote = Remote(found.url, found.size, found.etag, found.checksum, None)
@@ -143,7 +144,7 @@ class ObjectSource(Renewer):
 
         def all_calls(stop: Stop) -> List[str]:
             staging = source.look(moved, place, stop)
-            notes = [note for call in staging.calls for note in call(stop)]
+            notes = [note for call in (*staging.calls, *staging.waiting) for note in call(stop)]
             with self._scratch.directory(place[:-1]) as parent:
                 handle = os.open(place[-1], os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
             try:
@@ -177,17 +178,24 @@ class ObjectSource(Renewer):
             return self._downloader
 
     def renew(self, remote: Remote, stop: Stop) -> Found:
-        """See `Renewer`; asks for those that come next in the same question."""
-        with self._lock:
-            batch = [remote]
-            self._unsigned.pop(id(remote), None)
-            while self._unsigned and len(batch) < LOOKED_AT_ONCE:
-                batch.append(self._unsigned.popitem(last=False)[1])
-        asked, found = self._access.look([each.url for each in batch], stop)
-        for other, each in zip(batch[1:], found[1:]):
-            if each.fault is None and each.get is not None and (each.etag, each.size) == (other.etag, other.size):
-                other.get = presigned(each.get, asked)
-        return found[0]
+        """See `Renewer`."""
+        return self._access.look([remote.url], stop)[1][0]
+
+    def _sign(self, remote: Remote) -> None:
+        """Ask for the request of one that has none, and of those that come next, in one question of all threads."""
+        with self._signing:
+            if remote.get is not None:
+                return
+            with self._lock:
+                batch = [remote]
+                self._unsigned.pop(id(remote), None)
+                while self._unsigned and len(batch) < LOOKED_AT_ONCE:
+                    batch.append(self._unsigned.popitem(last=False)[1])
+            asked, found = self._access.look([each.url for each in batch], self._stop)
+            for one, each in zip(batch, found):
+                # What is otherwise now has none: who fetches it asks again, and says what is wrong.
+                if each.fault is None and each.get is not None and (each.etag, each.size) == (one.etag, one.size):
+                    one.get = presigned(each.get, asked)
 
     # -- one object --------------------------------------------------------------------------------------------
 
@@ -203,6 +211,8 @@ class ObjectSource(Renewer):
 
     def _fetch(self, remote: Remote, handle: int) -> None:
         if remote.size != 0:
+            if remote.get is None:
+                self._sign(remote)
             self._fetcher.fetch(remote, handle)
         remote.get = None
 
@@ -272,7 +282,7 @@ class ObjectSource(Renewer):
     def _moved(self, item: Input, found: Found, parts: List[str], listed: _Listed) -> None:
         one = replace(item, type="FILE", url=found.url)
         staging = self._elsewhere(one, found, parts)
-        for call in staging.calls:
+        for call in (*staging.calls, *staging.waiting):
             listed.notes.extend(call(self._stop))
         listed.notes.extend(staging.notes)
 

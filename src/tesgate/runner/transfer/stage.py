@@ -12,10 +12,11 @@ import anyio.to_thread
 
 from ..plan import Input, Mount, Output, UrlPolicy
 from ..report import OutputFile, Root
-from .base import Item, Sink, SinkOfMany, Source, Staging, Storage
+from .base import FolderSink, Item, Sink, SinkOfMany, Source, Staging, Storage
 from .connect import HttpSettings
 from .copying import Copier, process_umask
 from .faults import LeaseLost, PathRefused, StagingError, os_fault
+from .folder import Folder
 from .live import Bound, LiveMounts, LiveSink
 from .local import LocalFile, together
 from .outputs import Expansion
@@ -25,7 +26,7 @@ from .roots import LocalSource, LocalStorage
 from .runs import runs
 from .scratch import Scratch
 from .threads import Stop, run_all, run_one
-from .urls import listed, printable, redact, scheme, unsupported
+from .urls import printable, redact, scheme, unsupported
 from .view import View, host_path
 from .web import WebStorage, no_headers
 
@@ -51,7 +52,7 @@ class Prepared:
     @property
     def files(self) -> List[OutputFile]:
         """What the task's ``logs[].outputs`` will list."""
-        return [OutputFile(listed(i.entry.url), printable(i.entry.path), i.size) for i in self.items]
+        return [file for item in self.items for file in item.files()]
 
     @property
     def empty(self) -> bool:
@@ -200,15 +201,19 @@ class Stager:
 
         def expand(stop: Stop) -> None:
             found = Expansion(view, self._sink_for, stop)
-            for output in outputs:
-                found.add(output)
+            found.add(outputs)
             prepared.notes.extend(found.notes)
             for entry in found.directories:
                 directory = entry.sink.place_directory(entry)
                 if directory is not None:
                     prepared.directories.append(directory)
-            for number, entry in enumerate(found.files):
-                prepared.items.append(entry.sink.place(entry, tag, number))
+            for number, file in enumerate(found.files):
+                if isinstance(file, Folder):
+                    sink = file.entry.sink
+                    assert isinstance(sink, FolderSink)
+                    prepared.items.append(sink.place_folder(file))
+                else:
+                    prepared.items.append(file.sink.place(file, tag, number))
 
         def note(stop: Stop) -> None:
             if journal is not None and prepared.temporaries:
@@ -301,22 +306,24 @@ class _StageIn:
             levels.setdefault(level, []).append(index)
         for level in sorted(levels):
             calls: List[Callable[[Stop], List[str]]] = []
+            waiting: List[Callable[[Stop], List[str]]] = []
             single: List[LocalFile] = []
             local: Optional[LocalSource] = None
             for index in levels[level]:
                 calls.extend(stagings[index].calls)
+                waiting.extend(stagings[index].waiting)
                 source = sources[index]
                 if isinstance(source, LocalSource):
                     local = source
                     single.extend(stagings[index].files)
             if local is not None:
                 calls.extend(partial(local.stage_files, files) for files in together(single))
-            for found in await self._run(calls):
+            for found in await self._run(calls, waiting):
                 notes.extend(found)
         return [printable(note) for note in notes]
 
-    async def _run(self, calls: List[Callable[[Stop], T]]) -> List[T]:
-        return await run_all(calls, concurrency=self._concurrency, stop=self._stop)
+    async def _run(self, calls: Sequence[Callable[[Stop], T]], waiting: Sequence[Callable[[Stop], T]] = ()) -> List[T]:
+        return await run_all(calls, waiting=waiting, concurrency=self._concurrency, stop=self._stop)
 
     def _source(self, item: Input) -> Source:
         storage = self._source_of(item)

@@ -12,7 +12,7 @@ import anyio.to_thread
 
 from .faults import Stopped, passing
 
-__all__ = ["Call", "Stop", "parallel", "retrying", "run_all", "run_one"]
+__all__ = ["WAITING", "Call", "Stop", "parallel", "retrying", "run_all", "run_one"]
 
 T = TypeVar("T")
 
@@ -64,29 +64,38 @@ class Stop:
 
 Call = Callable[[Stop], T]
 
+WAITING = 12
+"""Threads of one `run_all` that has calls which mostly wait."""
 
-async def run_all(calls: Sequence[Call[T]], *, concurrency: int, stop: Optional[Stop] = None) -> List[T]:
-    """Run blocking calls, at most `concurrency` at a time; results in their order.
 
+async def run_all(
+    calls: Sequence[Call[T]], *, concurrency: int, stop: Optional[Stop] = None, waiting: Sequence[Call[T]] = ()
+) -> List[T]:
+    """Run blocking calls, at most `concurrency` at a time; results in their order, those of `waiting` at the end.
+
+    `waiting`: calls that mostly wait for a server: `WAITING` of all together.
     The first error stops the others and is raised. A cancel stops all; it is delivered when the threads have ended,
     which takes as long as one chunk. With a `stop` of the caller's, that is what they look at.
     """
-    if not calls:
+    if not calls and not waiting:
         return []
     wish = stop if stop is not None else Stop()
     finished = False
     lock = threading.Lock()
-    queue: Iterator[Tuple[int, Call[T]]] = iter(enumerate(calls))
+    busy: Iterator[Tuple[int, Call[T]]] = iter(enumerate(calls))
+    idle: Iterator[Tuple[int, Call[T]]] = iter(enumerate(waiting, len(calls)))
+    # Busy ones first, but no more than `concurrency` of them: the other threads take of the second kind alone.
+    first = itertools.chain(busy, idle)
     results: Dict[int, T] = {}
     errors: List[BaseException] = []
 
-    def take() -> Optional[Tuple[int, Call[T]]]:
+    def take(queue: Iterator[Tuple[int, Call[T]]]) -> Optional[Tuple[int, Call[T]]]:
         with lock:
             return next(queue, None)
 
-    def run() -> None:
+    def run(queue: Iterator[Tuple[int, Call[T]]]) -> None:
         while not wish.is_set():
-            item = take()
+            item = take(queue)
             if item is None:
                 return
             number, call = item
@@ -102,11 +111,12 @@ async def run_all(calls: Sequence[Call[T]], *, concurrency: int, stop: Optional[
             with lock:
                 results[number] = result
 
-    count = max(1, min(concurrency, len(calls)))
-    limiter = anyio.CapacityLimiter(count)
+    count = max(1, min(concurrency, len(calls) + len(waiting)))
+    more = max(0, min(WAITING - count, len(waiting) - max(0, count - len(calls))))
+    limiter = anyio.CapacityLimiter(count + more)
 
-    async def one() -> None:
-        await anyio.to_thread.run_sync(run, abandon_on_cancel=False, limiter=limiter)
+    async def one(queue: Iterator[Tuple[int, Call[T]]]) -> None:
+        await anyio.to_thread.run_sync(run, queue, abandon_on_cancel=False, limiter=limiter)
 
     async def watch() -> None:
         try:
@@ -117,12 +127,12 @@ async def run_all(calls: Sequence[Call[T]], *, concurrency: int, stop: Optional[
 
     async with anyio.create_task_group() as outer:
         outer.start_soon(watch)
-        if count == 1:
-            await one()
+        if count + more == 1:
+            await one(first)
         else:
             async with anyio.create_task_group() as inner:
-                for _ in range(count):
-                    inner.start_soon(one)
+                for queue in [first] * count + [idle] * more:
+                    inner.start_soon(one, queue)
         finished = True
         outer.cancel_scope.cancel()
     # The threads' own way of ending must not hide that we were cancelled (waiting for a thread is shielded).
@@ -130,7 +140,7 @@ async def run_all(calls: Sequence[Call[T]], *, concurrency: int, stop: Optional[
     if errors:
         raise errors[0]
     wish.check()
-    return [results[number] for number in range(len(calls))]
+    return [results[number] for number in range(len(calls) + len(waiting))]
 
 
 async def run_one(call: Call[T]) -> T:

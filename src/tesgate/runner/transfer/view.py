@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 from collections import deque
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Deque, Dict, Iterator, List, Optional, Sequence, Tuple
 
@@ -17,6 +17,8 @@ from .paths import MAX_LINKS, Found, Roots, open_dir, open_file
 __all__ = ["MAX_DEPTH", "Missing", "Node", "View", "host_path"]
 
 MAX_DEPTH = 200
+LISTED = 256
+"""Entries of a directory that are held at a time, besides the names of all."""
 _Parts = Tuple[str, ...]
 
 
@@ -140,6 +142,12 @@ class View:
             finally:
                 os.close(handle)
 
+    @contextmanager
+    def directory(self, node: Node) -> Iterator[int]:
+        """Open a directory. Raises OSError."""
+        with self._directory(self.host(node)) as handle:
+            yield handle
+
     def _lstat(self, parts: _Parts) -> Optional[os.stat_result]:
         """Look at one place without following a link. Raises FileNotFoundError; None: a mount's mere parent."""
         host = _locate(parts, self._mounts)
@@ -209,23 +217,38 @@ class View:
         except Missing:
             return None
 
-    def children(self, node: Node) -> List[Tuple[str, Node]]:
+    def children(self, node: Node) -> Iterator[Tuple[str, Node]]:
         """List a directory, sorted. What cannot be stored (links to nowhere, special files) has a `fault`."""
-        trail = self._trail(node)
         over = self._over.get(node.path, [])
-        found: Dict[str, Node] = {}
+        names = list(over)
         try:
             with self._directory(self.host(node)) as handle:
-                for name in os.listdir(handle):
-                    if name not in over:
-                        info = os.stat(name, dir_fd=handle, follow_symlinks=False)
-                        found[name] = self._entry(node, name, info, trail)
+                names += [name for name in os.listdir(handle) if name not in over]
         except (FileNotFoundError, NotADirectoryError):
             if not over:
                 raise
-        for name in over:
-            found[name] = self._entry(node, name, self._lstat((*node.path, name)), trail)
-        return sorted(found.items())
+        names.sort()
+        for begin in range(0, len(names), LISTED):
+            yield from self._entries(node, names[begin : begin + LISTED], over)
+
+    def _entries(self, node: Node, names: List[str], over: List[str]) -> List[Tuple[str, Node]]:
+        trail = self._trail(node)
+        found: List[Tuple[str, Node]] = []
+        with ExitStack() as stack:
+            handle: Optional[int] = None
+            for name in names:
+                if name in over:
+                    info = self._lstat((*node.path, name))
+                else:
+                    if handle is None:
+                        handle = stack.enter_context(self.directory(node))
+                    info = os.stat(name, dir_fd=handle, follow_symlinks=False)
+                found.append((name, self._entry(node, name, info, trail)))
+        return found
+
+    def is_own(self, node: Node, name: str, inner: Node) -> bool:
+        """Whether an entry of a directory lies there itself: nothing is mounted over it, and it is no link."""
+        return inner.path == (*node.path, name) and name not in self._over.get(node.path, ())
 
     def _entry(self, node: Node, name: str, info: Optional[os.stat_result], trail: _Parts) -> Node:
         inner = Node((*node.path, name), info, trail)

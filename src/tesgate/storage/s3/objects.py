@@ -48,7 +48,7 @@ async def look(store: ObjectStore, at: Location, *, directory: bool) -> Found:
             return Found(url=at.url(), kind="directory")
     known = store.renewals
     try:
-        answer = await store.call("head_object", at.bucket, Key=at.key, ChecksumMode="ENABLED")
+        answer = await store.head(at.bucket, at.key)
     except StoreFault as fault:
         # An answer to HEAD has no words. A listing has, and tells what lies below.
         if fault.code not in ("404", "403", "NoSuchKey", "NotFound", "400"):

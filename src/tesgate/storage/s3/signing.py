@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from urllib.parse import quote, urlsplit
+from typing import Any
+from urllib.parse import quote
 
-__all__ = ["Keys", "encoded_path", "presign"]
+__all__ = ["Keys", "Presigner", "encoded_path"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,43 +32,76 @@ class Keys:
         return "Keys(***)"
 
 
-def presign(
-    *,
-    method: str,
-    base: str,
-    path: str,
-    keys: Keys,
-    region: str,
-    now: float,
-    expires_in: int,
-    query: Mapping[str, str] | None = None,
-    headers: Mapping[str, str] | None = None,
-) -> str:
-    """The URL of one request. `path` is decoded and begins with a slash; `headers` (lower case) must be sent so.
+class Presigner:
+    """Signs requests. What those of one second have in common is computed once: they come by the hundred."""
 
-    `base` is scheme and host without a slash at its end; `now` is the server's clock (UNIX time), `expires_in` seconds.
-    """
-    stamp = datetime.fromtimestamp(int(now), UTC).strftime("%Y%m%dT%H%M%SZ")
-    scope = f"{stamp[:8]}/{region}/s3/aws4_request"
-    signed = {**(headers or {}), "host": urlsplit(base).netloc}
-    names = ";".join(sorted(signed))
-    words = {
-        **(query or {}),
-        "X-Amz-Algorithm": "AWS4-HMAC-SHA256",
-        "X-Amz-Credential": f"{keys.access_key}/{scope}",
-        "X-Amz-Date": stamp,
-        "X-Amz-Expires": str(expires_in),
-        "X-Amz-SignedHeaders": names,
-    }
-    if keys.token:
-        words["X-Amz-Security-Token"] = keys.token
-    encoded = encoded_path(path)
-    text = "&".join(f"{quote(name, safe='~')}={quote(value, safe='~')}" for name, value in sorted(words.items()))
-    lines = "".join(f"{name}:{' '.join(value.split())}\n" for name, value in sorted(signed.items()))
-    request = f"{method}\n{encoded}\n{text}\n{lines}\n{names}\nUNSIGNED-PAYLOAD"
-    to_sign = f"AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{hashlib.sha256(request.encode()).hexdigest()}"
-    signature = hmac.new(_key(keys.secret_key, stamp[:8], region), to_sign.encode(), hashlib.sha256).hexdigest()
-    return f"{base}{encoded}?{text}&X-Amz-Signature={signature}"
+    MOST = 16
+
+    def __init__(self) -> None:
+        self._common: OrderedDict[tuple[Any, ...], _Common] = OrderedDict()
+
+    def presign(
+        self,
+        *,
+        method: str,
+        base: str,
+        path: str,
+        keys: Keys,
+        region: str,
+        now: float,
+        expires_in: int,
+        query: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> str:
+        """The URL of one request. `path` is decoded and begins with a slash; `headers` (lower case) must be sent so.
+
+        `base` is scheme and host without a slash at its end; `now` is the server's clock (UNIX time), `expires_in`
+        seconds.
+        """
+        signed = {**(headers or {}), "host": base.partition("://")[2]}
+        names = ";".join(sorted(signed))
+        asked = tuple((query or {}).items())
+        name = (keys, region, int(now), expires_in, asked, names)
+        common = self._common.get(name)
+        if common is None:
+            common = self._common[name] = _Common.of(keys, region, int(now), expires_in, asked, names)
+            while len(self._common) > self.MOST:
+                self._common.popitem(last=False)
+        encoded = encoded_path(path)
+        lines = "".join(f"{name}:{' '.join(value.split())}\n" for name, value in sorted(signed.items()))
+        request = f"{method}\n{encoded}\n{common.query}\n{lines}\n{names}\nUNSIGNED-PAYLOAD"
+        to_sign = f"{common.head}{hashlib.sha256(request.encode()).hexdigest()}"
+        signature = hmac.digest(common.key, to_sign.encode(), "sha256").hex()
+        return f"{base}{encoded}?{common.query}&X-Amz-Signature={signature}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Common:
+    """Of requests with the same keys, second, span, query and names of headers."""
+
+    query: str
+    head: str
+    """What is signed, before the request's own digest."""
+    key: bytes = field(repr=False)
+
+    @classmethod
+    def of(
+        cls, keys: Keys, region: str, now: int, expires_in: int, asked: tuple[tuple[str, str], ...], names: str
+    ) -> _Common:
+        stamp = datetime.fromtimestamp(now, UTC).strftime("%Y%m%dT%H%M%SZ")
+        scope = f"{stamp[:8]}/{region}/s3/aws4_request"
+        words = {
+            **dict(asked),
+            "X-Amz-Algorithm": "AWS4-HMAC-SHA256",
+            "X-Amz-Credential": f"{keys.access_key}/{scope}",
+            "X-Amz-Date": stamp,
+            "X-Amz-Expires": str(expires_in),
+            "X-Amz-SignedHeaders": names,
+        }
+        if keys.token:
+            words["X-Amz-Security-Token"] = keys.token
+        query = "&".join(f"{quote(name, safe='~')}={quote(value, safe='~')}" for name, value in sorted(words.items()))
+        return cls(query, f"AWS4-HMAC-SHA256\n{stamp}\n{scope}\n", _key(keys.secret_key, stamp[:8], region))
 
 
 def encoded_path(path: str) -> str:

@@ -30,9 +30,10 @@ from botocore.loaders import create_loader
 from tesgate.config import S3Endpoint
 from tesgate.runner.access import Signed
 from tesgate.storage.s3.credentials import Credentials, NoCredentials
+from tesgate.storage.s3.heads import SPAN, Heads
 from tesgate.storage.s3.hosts import is_in_host
 from tesgate.storage.s3.regions import USUAL, Regions, named_in
-from tesgate.storage.s3.signing import Keys, encoded_path, presign
+from tesgate.storage.s3.signing import Keys, Presigner, encoded_path
 
 __all__ = ["ObjectStore", "StoreFault"]
 
@@ -87,9 +88,11 @@ class ObjectStore:
         self._clock = clock
         self._offset = 0.0
         self._lock = anyio.Lock()
+        self._presigner = Presigner()
         self._loader = create_loader()
         self._stack = AsyncExitStack()
         self._clients: dict[str, Any] = {}
+        self._heads = Heads(endpoint, self._stack)
         self._regions = Regions(endpoint=endpoint.name, configured=endpoint.region)
 
     @property
@@ -136,6 +139,17 @@ class ObjectStore:
                 ) from None
         raise AssertionError("unreachable")
 
+    async def head(self, bucket: str, key: str) -> Any:
+        """One object's `head_object`, with its checksums. Raises `StoreFault`."""
+        async with self.signer(bucket) as signer:
+            signed = signer.sign("HEAD", key, span=SPAN, headers={"x-amz-checksum-mode": "ENABLED"})
+        found = await self._heads.ask(signed)
+        if found is None:
+            return await self.call("head_object", bucket, Key=key, ChecksumMode="ENABLED")
+        if not found:
+            raise StoreFault("404", f"endpoint {self.name} answered 404")
+        return found
+
     @asynccontextmanager
     async def signer(self, bucket: str) -> AsyncIterator[Signer]:
         """What signs requests for objects of a bucket, without further I/O. Raises `StoreFault`."""
@@ -153,6 +167,7 @@ class ObjectStore:
             keys=keys,
             clock=lambda: self._clock() + self._offset,
             headers={"x-amz-request-payer": "requester"} if self.endpoint.requester_pays else {},
+            presigner=self._presigner,
         )
 
     # inside
@@ -193,6 +208,9 @@ class ObjectStore:
         return known
 
     async def _client(self, region: str) -> Any:
+        known = self._clients.get(region)
+        if known is not None:
+            return known
         async with self._lock:
             client = self._clients.get(region)
             if client is None:
@@ -278,6 +296,7 @@ class Signer:
         keys: Keys | None,
         clock: Callable[[], float],
         headers: dict[str, str],
+        presigner: Presigner,
     ) -> None:
         parts = urlsplit(base)
         host = f"{bucket}.{parts.netloc}" if virtual else parts.netloc
@@ -287,6 +306,7 @@ class Signer:
         self._keys = keys
         self._clock = clock
         self._headers = headers
+        self._presigner = presigner
 
     @property
     def anonymous(self) -> bool:
@@ -311,7 +331,7 @@ class Signer:
         if self._keys.expires is not None:
             span = min(span, self._keys.expires - time.time())
         seconds = max(1, min(int(span), 604_800))
-        url = presign(
+        url = self._presigner.presign(
             method=method,
             base=self._base,
             path=self._root + key,
