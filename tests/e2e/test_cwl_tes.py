@@ -15,7 +15,7 @@ import pytest
 from tests import beds
 from tests.e2e.harness import Gateway, gateway_of, wait_for
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 
 WORKFLOW = """
 cwlVersion: v1.0
@@ -125,7 +125,7 @@ class Site:
             tasks = self.gateway.client.get("/tasks", params=asked).json()["tasks"]
             return tasks[0]["id"] if tasks else None
 
-        return wait_for(f"{name} to run", found, 60) or ""
+        return wait_for(f"{name} to run", found, 100) or ""
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +153,7 @@ def test_a_workflow(site: Site) -> None:
     job = {"words": [file["a.txt"], file["b.txt"]], "suffix": "done", "tree": tree, "given": given}
     write("job.json", json.dumps(job))
     client = site.begin("--parallel", "workflow.cwl", "job.json")
-    printed = client.communicate(timeout=100)[0]
+    printed = client.communicate(timeout=150)[0]
     assert client.returncode == 0, site.said("job.json")[-4000:]
     outputs = json.loads(printed)
     read = site.gateway.read
@@ -175,7 +175,7 @@ def test_what_does_not_end_well(site: Site) -> None:
         stopped_task = site.running("stopped.cwl", stopped)
         stopped.send_signal(signal.SIGINT)
         site.gateway.cancel(site.running("canceled.cwl", canceled))
-        assert [client.wait(60) for client in clients] == [1, 1, 1]
+        assert [client.wait(100) for client in clients] == [1, 1, 1]
     finally:
         for client in clients:
             client.kill()
