@@ -1,7 +1,7 @@
 """The real Toil, unchanged, with its job store in a mounted file root. Run by ``make clients``: it takes minutes.
 
 Its tasks run in bubblewrap with the environment of the bed shown inside, so no image is needed. Once with py-tes 0.4.2,
-which Toil's plugin asks for (`/v1`), and once with py-tes 1.1.4 in its place (`/ga4gh/tes/v1`).
+which Toil's plugin asks for (`/v1`), and once with the py-tes 1.1.4 of our own tests in its place (`/ga4gh/tes/v1`).
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Generator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tes
 
 from tests.beds.venvs import environment
 from tests.e2e.harness import Gateway, wait_for
@@ -41,22 +43,25 @@ steps:
 class Site:
     """A directory that leader and tasks share, and Toil on it."""
 
-    def __init__(self, gateway: Gateway, tools: Path, leader: Path) -> None:
-        self.gateway, self.tools, self.leader, self.place = gateway, tools, leader, gateway.files
+    def __init__(self, gateway: Gateway, tools: Path, first: Path | None) -> None:
+        """`tools`: Toil's programs. `first`: a directory in which the leader looks for packages first."""
+        self.gateway, self.tools, self.first, self.place = gateway, tools, first, gateway.files
         for name, text in {"workflow.cwl": WORKFLOW, "slow.cwl": SLEEP, **TOOLS}.items():
             gateway.write(name, text)
 
     def begin(self, *words: str) -> subprocess.Popen[str]:
-        command = [str(self.leader / "toil-cwl-runner"), "--batchSystem", "tes"]
+        command = [str(self.tools / "toil-cwl-runner"), "--batchSystem", "tes"]
         command += ["--tesEndpoint", f"http://127.0.0.1:{self.gateway.port}"]
         command += ["--jobStore", str(self.place / f"store-{words[0]}"), "--outdir", "out", "--no-container"]
         command += ["--symlinkImports=False", "--retryCount", "0", "--clean", "always"]
         command += ["--setEnv", f"PATH={self.tools}:/usr/bin:/bin", *words]
         variables = {
-            "PATH": f"{self.leader}:{os.environ['PATH']}",
+            "PATH": f"{self.tools}:{os.environ['PATH']}",
             "HOME": str(self.place),
             "TOIL_APPLIANCE_SELF": f"toil:{COMMIT}",
         }
+        if self.first is not None:
+            variables["PYTHONPATH"] = str(self.first)
         with (self.place / f"{words[0]}.said").open("w") as said:
             return subprocess.Popen(
                 command,
@@ -79,12 +84,18 @@ class Site:
 @pytest.fixture(scope="module", params=["0.4.2", "1.1.4"])
 def site(request: pytest.FixtureRequest, bubblewrap: Any, tmp_path_factory: pytest.TempPathFactory) -> Generator[Site]:
     tools = environment("toil")
-    leader = tools if request.param == "0.4.2" else environment("toil-new-py-tes", compiled=False)
+    base = tmp_path_factory.mktemp("toil")
+    first = None
+    if request.param == "1.1.4":
+        assert version("py-tes") == "1.1.4"
+        first = base / "first"
+        first.mkdir()
+        (first / "tes").symlink_to(Path(tes.__file__).parent)
     shown = f"{tools},{sys.base_prefix}"
-    gateway = Gateway(tmp_path_factory.mktemp("toil"), "bubblewrap", RUNTIME__SANDBOX_PATHS=shown, AGENT__RAM_GB="64")
+    gateway = Gateway(base, "bubblewrap", RUNTIME__SANDBOX_PATHS=shown, AGENT__RAM_GB="64")
     gateway.root_words = ":mount"
     try:
-        yield Site(gateway.start().ready(), tools / "bin", leader / "bin")
+        yield Site(gateway.start().ready(), tools / "bin", first)
         gateway.assert_nothing_left()
     finally:
         gateway.close()
