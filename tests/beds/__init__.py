@@ -27,6 +27,7 @@ NAMES = (
     "bubblewrap",
     "python39",
     "clients",
+    "cwl_tes",
     "snakemake",
     "image",
     "podman",

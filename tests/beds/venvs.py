@@ -22,13 +22,16 @@ QUIETLY = ("--quiet", "--no-deps", "--root-user-action=ignore")
 SECONDS = 300
 
 
-def environment(name: str) -> Path:
+def environment(name: str, *, compiled: bool = True) -> Path:
     """The environment of ``requirements/NAME.txt``: all packages are in the list, and no others are installed.
 
-    Made the first time and kept under the hash of its list. Raises `BedUnavailable`.
+    Made the first time and kept under the hash of its list. Where ``NAME.build.txt`` is, its packages are installed
+    before, and build what has no wheel. `compiled`: False where little of it is ever imported. Raises `BedUnavailable`.
     """
     wanted = REQUIREMENTS / f"{name}.txt"
-    words = f"{sys.executable} {sys.version} {UV}\n".encode() + wanted.read_bytes()
+    builders = REQUIREMENTS / f"{name}.build.txt"
+    lists = [builders, wanted] if builders.exists() else [wanted]
+    words = f"{sys.executable} {sys.version} {UV}\n".encode() + b"".join(one.read_bytes() for one in lists)
     cache = cache_directory()
     target = cache / f"{name}-{hashlib.sha256(words).hexdigest()[:12]}"
     with (cache / f"{name}.lock").open("w") as lock:
@@ -38,20 +41,30 @@ def environment(name: str) -> Path:
         # Its programs know the place that they were made in.
         shutil.rmtree(target, ignore_errors=True)
         _run([sys.executable, "-m", "venv", "--without-pip", str(target)])
+        python = target / "bin/python"
         try:
-            _by_uv(target / "bin/python", wanted)
+            _by_uv(python, lists, compiled)
         except BedUnavailable:
             # Where only pip knows the way to packages.
-            _run([*PIP, "--python", str(target / "bin/python"), "install", *QUIETLY, "--requirement", str(wanted)])
+            for one in lists:
+                _run(
+                    [*PIP, "--python", str(python), "install", *QUIETLY, *_built(one, lists), "--requirement", str(one)]
+                )
         (target / ".made").touch()
     return target
 
 
-def _by_uv(python: Path, wanted: Path) -> None:
+def _built(one: Path, lists: list[Path]) -> list[str]:
+    return ["--no-build-isolation"] if one is not lists[0] else []
+
+
+def _by_uv(python: Path, lists: list[Path], compiled: bool) -> None:
     with tempfile.TemporaryDirectory(prefix="tesgate-uv-") as directory:
         _run([*PIP, "install", *QUIETLY, "--target", directory, UV])
-        install = [f"{directory}/bin/uv", "pip", "install", "--quiet", "--no-deps", "--no-config", "--compile-bytecode"]
-        _run([*install, "--python", str(python), "--requirement", str(wanted)])
+        install = [f"{directory}/bin/uv", "pip", "install", "--quiet", "--no-deps", "--no-config"]
+        install += ["--compile-bytecode"] if compiled else []
+        for one in lists:
+            _run([*install, *_built(one, lists), "--python", str(python), "--requirement", str(one)])
 
 
 def _run(command: list[str]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from tesgate.config import Settings, check_bind, load_settings, reference_page, settings_schema
 from tesgate.errors import ConfigError
@@ -175,3 +176,9 @@ def test_the_data_directory_follows_xdg(monkeypatch) -> None:
     assert Settings().data_dir == Path("/x/tesgate")
     monkeypatch.setenv("XDG_DATA_HOME", "relative")
     assert Settings().data_dir == Path.home() / ".local" / "share" / "tesgate"
+
+
+@pytest.mark.parametrize("path", ["opt", "/", "/opt/../etc", "/proc", "/etc/ssl", "/run/x", "/tmp/x", "//opt"])
+def test_what_a_sandbox_cannot_show(path: str) -> None:
+    with pytest.raises(ValidationError, match="sandbox_paths"):
+        Settings(runtime={"sandbox_paths": ["/opt", path]})

@@ -127,6 +127,23 @@ def test_type_is_filled_in_and_nothing_else() -> None:
     assert set(document) == {"executors", "inputs", "outputs"}
 
 
+def test_an_input_that_is_named_twice() -> None:
+    """As cwl-tes does with what an InitialWorkDirRequirement lists and a tool takes; words about it may differ."""
+    file = {"path": "/in/a", "url": "file:///data/a"}
+    twice = [{**file, "name": "given"}, {**file, "path": "/in//a", "type": "FILE", "name": "a"}]
+    kept = take(inputs=twice).document["inputs"]
+    assert [item["name"] for item in kept] == ["given", "a"]
+    take(inputs=[{"path": "/in/a", "content": "x"}] * 2)
+    for other in ({"type": "DIRECTORY"}, {"url": "file:///data/b"}, {"content": "x"}):
+        with pytest.raises(BadRequest, match=r"inputs\[1\].path: '/in/a' is also the path of inputs\[0\]"):
+            take(inputs=[file, {**file, **other}])
+
+
+def test_a_url_beside_empty_content_is_looked_at() -> None:
+    with pytest.raises(BadRequest, match=r"inputs\[0\].url"):
+        take(inputs=[{"path": "/in/a", "content": "", "url": "file:///data/%00"}])
+
+
 def test_content_and_url() -> None:
     def one(**fields: Any) -> dict[str, Any]:
         found: dict[str, Any] = take(inputs=[{"path": "/in/a", **fields}]).document["inputs"][0]

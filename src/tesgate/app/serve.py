@@ -218,6 +218,8 @@ def _agent(gateway: Gateway, url: str) -> LocalAgent:
         command += ["--network", runtime.network]
     if runtime.user_namespace is not None:
         command += ["--user-namespace", runtime.user_namespace]
+    for path in runtime.sandbox_paths:
+        command += ["--sandbox-path", str(path)]
     if runtime.registry_auth_file is not None:
         command += ["--auth-file", str(runtime.registry_auth_file)]
     for name, value in (("--cpus", agent.cpus), ("--ram-gb", agent.ram_gb), ("--disk-gb", agent.disk_gb)):

@@ -15,6 +15,7 @@ POOL = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 
 __all__ = ["AgentPool", "AgentSettings", "Defaults", "RuntimeSettings", "TimeoutSettings"]
 
+_COVERED = ("proc", "sys", "dev", "etc", "run", "tmp")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 
 
@@ -83,6 +84,11 @@ class RuntimeSettings(Group):
         ge=1,
         description="Attempts that one agent keeps at most; the oldest go first, all when disk is short.",
     )
+    sandbox_paths: Annotated[list[Path], NoDecode, BeforeValidator(words)] = Field(
+        default=[],
+        description="Further directories of the host that bubblewrap's sandboxes see, read-only and under their own "
+        "paths: installed software, such as `/opt` or `/nix`. Container engines do not look at it.",
+    )
     pids: int | None = Field(
         default=4096, ge=16, description="Processes that one executor may have at most; null: no limit."
     )
@@ -95,6 +101,16 @@ class RuntimeSettings(Group):
                 raise ValueError(
                     f"{name!r} must begin with a letter or digit, hold no space, and not begin with `tesgate.`"
                 )
+        return value
+
+    @field_validator("sandbox_paths")
+    @classmethod
+    def _visible(cls, value: list[Path]) -> list[Path]:
+        for path in value:
+            if not path.is_absolute() or ".." in path.parts or str(path).startswith("//"):
+                raise ValueError(f"{path} must be an absolute path without `..`")
+            if len(path.parts) < 2 or path.parts[1] in _COVERED:
+                raise ValueError(f"{path} cannot be shown in a sandbox: it is, or lies in, what each has of its own")
         return value
 
     @field_validator("run_as")

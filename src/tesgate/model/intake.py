@@ -151,25 +151,25 @@ def _executor(where: str, executor: tes.Executor, limits: Limits) -> None:
 
 
 def _inputs(inputs: Iterable[tes.Input], limits: Limits) -> None:
-    seen: dict[str, int] = {}
+    seen: dict[str, tuple[int, tes.Input]] = {}
     for index, item in enumerate(inputs):
         where = f"inputs[{index}]"
         path = _path(f"{where}.path", item.path, limits)
-        if path in seen:
-            raise BadRequest(f"{where}.path: {path!r} is also the path of inputs[{seen[path]}]; give each its own")
-        seen[path] = index
         if item.type is None:
             item.type = tes.FileType.FILE
         if item.url == "":
             item.url = None
+        if item.content == "" and item.url is not None:
+            # "If content is not empty, url must be ignored": an empty one beside a url says nothing.
+            item.content = None
+        first, other = seen.setdefault(path, (index, item))
+        # cwl-tes names a file once for each part of a workflow that wants it there; it is staged once.
+        if other is not item and (other.url, other.content, other.type) != (item.url, item.content, item.type):
+            raise BadRequest(f"{where}.path: {path!r} is also the path of inputs[{first}]; give each its own")
         if item.content is None:
             if item.url is None:
                 raise BadRequest(f"{where}.url: is missing; give the url of the file, or its content")
             _url(f"{where}.url", item.url)
-            continue
-        if not item.content and item.url is not None:
-            # "If content is not empty, url must be ignored": an empty one beside a url says nothing.
-            item.content = None
             continue
         if item.type is tes.FileType.DIRECTORY:
             raise BadRequest(f"{where}.content: is the content of a file; leave type away or say FILE")

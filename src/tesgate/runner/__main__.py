@@ -82,6 +82,12 @@ def _file(text: str) -> str:
         raise argparse.ArgumentTypeError("%s cannot be read (%s)" % (text, exc.strerror)) from None
 
 
+def _directory(text: str) -> str:
+    if not os.path.isabs(text) or not os.path.isdir(text) or os.path.realpath(text) == "/":
+        raise argparse.ArgumentTypeError("%r must be the absolute path of a directory, and not /" % text)
+    return text
+
+
 def _version() -> str:
     from importlib import metadata
 
@@ -132,6 +138,15 @@ def _parser() -> argparse.ArgumentParser:
     agent.add_argument("--docker-socket", default="auto", help="of Docker or Podman; auto: where they usually are")
     agent.add_argument("--auth-file", help="config.json with credentials for registries")
     agent.add_argument("--network", help="the engine network that tasks get by default")
+    agent.add_argument(
+        "--sandbox-path",
+        dest="sandbox_paths",
+        type=_directory,
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="a directory of this host that bubblewrap's sandboxes see, read-only (may be repeated)",
+    )
     agent.add_argument("--user-namespace", choices=("host", "keep-id"), help="of containers, if not the engine's own")
     agent.add_argument("--host-name", help="what to call this host", default=None)
     agent.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
@@ -177,6 +192,7 @@ def main(argv: Optional[List[str]] = None) -> int:
         auth_file=given.auth_file,
         network=given.network,
         user_namespace=given.user_namespace,
+        sandbox_paths=given.sandbox_paths,
         ca_file=given.ca_file,
         certificate=given.certificate,
         key=given.key,

@@ -42,6 +42,8 @@ class AgentSettings:
     """The engine network that tasks get by default."""
     user_namespace: Optional[str] = None
     """The engine's word for the user namespace of containers, such as ``keep-id`` (Podman)."""
+    sandbox_paths: List[str] = field(default_factory=list)
+    """Further directories of the host that bubblewrap's sandboxes see, read-only."""
     ca_file: Optional[str] = None
     """Trust these authorities for the gateway's certificate instead of the system's."""
     certificate: Optional[str] = None

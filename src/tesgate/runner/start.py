@@ -220,8 +220,10 @@ def open_runtime(settings: AgentSettings, scratch: Scratch, exec_path: str) -> R
 
         return BubblewrapRuntime(
             state=os.path.join(scratch.root, "bubblewrap"),
-            settings=None
-            if settings.network is None
-            else SandboxSettings(network=settings.network, allow_host_network=settings.network == "host"),
+            settings=SandboxSettings(
+                network=settings.network or "none",
+                allow_host_network=settings.network == "host",
+                read_only=tuple(settings.sandbox_paths),
+            ),
         )
     return AbsentRuntime()

@@ -264,6 +264,22 @@ async def test_networks(sandbox_house: House, tmp_path: Path) -> None:
     await open_runtime.aclose()
 
 
+async def test_directories_of_the_host_that_its_owner_shows(sandbox_house: House, tmp_path: Path) -> None:
+    shown = tmp_path / "opt/tools"
+    shown.mkdir(parents=True)
+    (shown / "words").write_text("from the host\n")
+    (tmp_path / "opt/secret").touch()
+    settings = SandboxSettings(read_only=(str(shown), str(tmp_path / "gone")))
+    runtime = BubblewrapRuntime(state=str(tmp_path / "bubblewrap"), settings=settings)
+    script = f"cat {shown}/words > /work/out; echo bad > {shown}/words; ls {shown.parent} >> /work/out; exit 0"
+    spec = sandbox_house.spec(script)
+    await runtime.start(spec)
+    await sandbox_house.end(spec.name)
+    assert sandbox_house.out() == "from the host\ntools\n"
+    assert (shown / "words").read_text() == "from the host\n"
+    await runtime.aclose()
+
+
 async def test_a_host_without_bubblewrap(tmp_path: Path) -> None:
     runtime = BubblewrapRuntime(state=str(tmp_path / "s"), program="/no/bwrap")
     with pytest.raises(RuntimeUnavailable, match="apt-get install bubblewrap"):
