@@ -198,8 +198,6 @@ def _free_ports(count: int) -> list[int]:
     if not count:
         return []
     found: list[int] = []
-    if not count:
-        return found
     start = 20_000 + os.getpid() * 37 % 10_000
     for port in range(start, 32_000):
         with socket.socket() as sock:

@@ -16,7 +16,7 @@ from tesgate.runner.transfer.connect import HttpSettings
 from tesgate.runner.transfer.s3http import Connections
 from tesgate.runner.transfer.s3wire import FilePart
 from tesgate.runner.transfer.threads import Stop
-from tesgate.storage.s3 import objects
+from tesgate.storage.s3 import multiparts, objects
 from tesgate.storage.s3.store import ObjectStore
 from tesgate.storage.s3.urls import Location
 from tests.beds.s3 import FURTHER, Servers
@@ -88,12 +88,12 @@ async def test_in_and_out(
         single = Location("s3", bucket, "out/single é")
         await anyio.to_thread.run_sync(put, await objects.sign_put(store, single, span=60, checksum={}))
         parts = Location("s3", bucket, "out/parts")
-        begun = await objects.begin(store, parts, size=len(DATA))
-        (signed,) = await objects.sign_parts(
+        begun = await multiparts.begin(store, parts, size=len(DATA))
+        (signed,) = await multiparts.sign_parts(
             store, parts, upload=begun.id, numbers=[1], algorithm=begun.algorithm, checksums=[]
         )
         etag = await anyio.to_thread.run_sync(put, signed)
-        await objects.complete(
+        await multiparts.complete(
             store,
             parts,
             upload=begun.id,
