@@ -195,8 +195,6 @@ def _wait(process: subprocess.Popen[bytes], url: str, log: Path, name: str) -> N
 
 def _free_ports(count: int) -> list[int]:
     """Ports below the range from which the kernel gives out others, so that nobody gets them meanwhile."""
-    if not count:
-        return []
     found: list[int] = []
     start = 20_000 + os.getpid() * 37 % 10_000
     for port in range(start, 32_000):
