@@ -196,6 +196,8 @@ def _wait(process: subprocess.Popen[bytes], url: str, log: Path, name: str) -> N
 def _free_ports(count: int) -> list[int]:
     """Ports below the range from which the kernel gives out others, so that nobody gets them meanwhile."""
     found: list[int] = []
+    if not count:
+        return found
     start = 20_000 + os.getpid() * 37 % 10_000
     for port in range(start, 32_000):
         with socket.socket() as sock:
