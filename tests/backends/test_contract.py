@@ -39,7 +39,7 @@ async def rows(database: Database) -> Rows:
     return made
 
 
-async def eventually(what: str, ask: Callable[[], Awaitable[Any]], seconds: float = 10.0) -> Any:
+async def eventually(what: str, ask: Callable[[], Awaitable[Any]], seconds: float = 60.0) -> Any:
     """The first answer that is true."""
     found: Any = None
     with anyio.move_on_after(seconds):

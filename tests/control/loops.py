@@ -47,7 +47,7 @@ SECOND = timedelta(seconds=1)
 RETRIES = Retries(3, timedelta(0), 1.0, timedelta(0))
 
 
-async def until(what: str, ask: Callable[[], Any], seconds: float = 5) -> Any:
+async def until(what: str, ask: Callable[[], Any], seconds: float = 60) -> Any:
     """The first answer of `ask` (which may be a coroutine's) that is true."""
     answer: Any = None
     try:

@@ -87,7 +87,7 @@ REFUSED: dict[str, Any] = {
     "100,000 tags": task(tags={f"tag{n}": "x" for n in range(100_000)}),
     "100,000 executors": {"executors": [{"image": "a", "command": ["b"]}] * 100_000},
     "30,000 inputs": task(inputs=[{"path": f"/in/{n}", "content": ""} for n in range(30_000)]),
-    "one path twice": task(inputs=[{"path": path, "content": "x"} for path in ("/in/a", "/in//./a")]),
+    "one path twice": task(inputs=[{"path": path, "content": path} for path in ("/in/a", "/in//./a")]),
     "prefix that is none": with_output("/out/*", path_prefix="/ou/t"),
     "prefix that climbs": with_output("/out/*", path_prefix="/out/../etc"),
     "no prefix": with_output("/out/*"),

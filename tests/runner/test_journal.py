@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tesgate.runner import clock
+from tesgate.runner import clock, wire
 from tesgate.runner.agent import Agent
 from tesgate.runner.attempts import Attempts
 from tesgate.runner.journal import RESERVED, Journal
@@ -335,7 +335,7 @@ def test_the_list_of_outputs_is_cut_by_the_bytes_of_its_message() -> None:
     here: Any = SimpleNamespace(_record=SimpleNamespace(note=notes.append))
     outputs = [OutputFile("file:///" + "\ufffd" * 4000, "/" + "é" * 2000, 1)] * 800
     listed = StageOut.listed(here, outputs)
-    assert LISTED_BYTES - 50_000 < len(json.dumps([vars(item) for item in listed])) <= LISTED_BYTES
+    assert LISTED_BYTES - 50_000 < len(json.dumps([wire.encode(item) for item in listed])) <= LISTED_BYTES
     assert len(notes) == 1
     assert StageOut.listed(here, outputs[:10]) == outputs[:10]
 

@@ -43,8 +43,13 @@ class Proxy:
 
     refused: list[str] = field(default_factory=list)
 
+    encodings: list[str] = field(default_factory=list)
+    """That HEAD requests asked for."""
+
     async def carry(self, request: web.Request) -> web.StreamResponse:
         self.asked[request.method] += 1
+        if request.method == "HEAD":
+            self.encodings.append(request.headers.get("Accept-Encoding", ""))
         if self.slow_down:
             self.slow_down -= 1
             return web.Response(status=503, body=SLOW_DOWN, content_type="application/xml")

@@ -22,6 +22,7 @@ TREES = ("src", "tests", "docs", "benchmarks", "tools", "deploy", "examples", "o
 FILES_OF_OTHERS = {"agent.json", "agent.log", "agent.token", "kept.json", "plan.json", "uv.lock", "sort.yaml"}
 """Of operators and of other programs."""
 WORDS_OF_OTHERS = {"START_NS", "GITHUB_WORKSPACE", "SubmitAwait", "KillMode", "tes_url", "musllinux_1_1"}
+WORDS_OF_OTHERS |= {"ListBucketMultipartUploads", "ListMultipartUploads"}
 
 FILE = re.compile(r"([\w./-]*\w\.(?:py|sql|c|h|sh|json|ya?ml|toml|md|lock|service|env))(?::([\w.]+))?")
 SETTING = re.compile(r"([a-z][a-z0-9_]*)(?:\[\])?\.[a-z][a-z0-9_.\[\]]*")

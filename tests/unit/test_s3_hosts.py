@@ -12,6 +12,7 @@ import pytest
 from tesgate.config import S3Endpoint, S3Settings
 from tesgate.storage.s3.endpoints import Endpoints
 from tesgate.storage.s3.hosts import is_in_host
+from tesgate.storage.s3.signing import Presigner
 from tesgate.storage.s3.store import Signer
 from tesgate.storage.s3.urls import UrlRefused, parse
 
@@ -58,6 +59,7 @@ def test_as_botocore(style: str, url: str | None) -> None:
             keys=None,
             clock=lambda: 0.0,
             headers={},
+            presigner=Presigner(),
         )
         there = urlsplit(signer.sign("GET", "key", span=1).url)
         assert (there.netloc, there.path) == (made.netloc, made.path), bucket

@@ -73,12 +73,15 @@ class OrphanSweeper:
         read_at = time.monotonic()
         found = await self._uploads.intentions(self._quiet, after=self._after, limit=self.BATCH)
         ordered = sorted(found, key=_place)
+        away: set[str] = set()
         for place, some in groupby(ordered, key=_place):
-            await self._look(place, list(some), read_at)
+            if place[0] not in away and not await self._look(place, list(some), read_at):
+                away.add(place[0])  # each further look could take a minute
         self._after = found[-1].id if len(found) == self.BATCH else 0
         return self._after > 0
 
-    async def _look(self, place: tuple[str, str, str], some: list[Intention], read_at: float) -> None:
+    async def _look(self, place: tuple[str, str, str], some: list[Intention], read_at: float) -> bool:
+        """False: the endpoint does not answer for now."""
         endpoint, bucket, key = place
         try:
             store = self._endpoints.named(endpoint)
@@ -96,8 +99,9 @@ class OrphanSweeper:
                     given_up=old,
                 )  # fmt: skip
                 if not old:
-                    return
+                    return not fault.passing
         await self._uploads.forget([one.id for one in some])
+        return True
 
     async def _abort(self, store: ObjectStore, at: Location, some: Iterable[Intention], read_at: float) -> None:
         listed = await multiparts.list_uploads(store, at)
@@ -105,9 +109,15 @@ class OrphanSweeper:
         near = [one for one in listed if any(self._fits(one.age, intention.age + passed) for intention in some)]
         known = await self._uploads.known(store.name, at.bucket, at.key, [one.id for one in near])
         for one in near:
-            if one.id not in known and not await multiparts.has_parts(store, at, one.id):
+            try:
+                if one.id in known or await multiparts.has_parts(store, at, one.id):
+                    continue
                 await multiparts.abort(store, at, one.id)
-                log.info("an upload that nobody knows was aborted", endpoint=store.name, bucket=at.bucket)
+            except StoreFault as fault:
+                if not fault.missing:
+                    raise
+                continue  # it ended meanwhile
+            log.info("an upload that nobody knows was aborted", endpoint=store.name, bucket=at.bucket)
 
     def _fits(self, age: float, intention: float) -> bool:
         """Whether it was begun in the moments after the row was written."""

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from tesgate.model.room import AgentRoom, Need
-from tesgate.store.database import Database, Row
+from tesgate.store.database import WITHIN_WRITE, Database, Row
 from tesgate.store.gather import Gather
 from tesgate.store.queries import load_queries
 
@@ -174,6 +174,7 @@ class AgentStore:
                     [poll.number for poll in part],
                     [poll.draining for poll in part],
                     [poll.pool for poll in part],
+                    within=WITHIN_WRITE,
                 )
             except Exception as exc:
                 if len(left) == len(batch):

@@ -10,10 +10,9 @@ from typing import Any, Literal
 import pydantic_core
 
 from tesgate.model.placement import Pick
-from tesgate.store.database import Database
+from tesgate.store.database import WITHIN_WRITE, Database
 from tesgate.store.gather import Gather
 from tesgate.store.queries import load_queries
-from tesgate.store.tasks import WITHIN_WRITE
 
 __all__ = ["Assigned", "AttemptStore", "Closed", "Held", "Holder", "Order", "Said", "Words", "words_of"]
 

@@ -26,12 +26,18 @@ from tesgate.store.connections import (
 from tesgate.store.errors import DatabaseUnavailable, StoreError
 from tesgate.store.faults import LOST, ROLLED_BACK, is_fault, place_of, said, unavailable
 
-__all__ = ["Connection", "Database", "Row", "Usage"]
+__all__ = ["WITHIN", "WITHIN_LIST", "WITHIN_WRITE", "Connection", "Database", "Row", "Usage"]
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+WITHIN = 3.0
+"""Seconds in which a statement on a few rows has its answer, unless server or network hang."""
+WITHIN_WRITE = 6.0
+"""The same where disks must confirm, or many rows are looked at."""
+WITHIN_LIST = 10.0
+"""The same for a list of many conditions; the server ends one that takes four fifths of it."""
 FIRST_WAIT_SECONDS = 0.05
 LONGEST_WAIT_SECONDS = 0.5
 SAY_AGAIN_SECONDS = 10.0

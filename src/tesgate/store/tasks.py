@@ -19,7 +19,7 @@ from pydantic_core import to_json
 from tesgate.errors import IdempotencyConflict, TaskNotFound
 from tesgate.model.caller import Caller
 from tesgate.model.records import AttemptRecord, Inserted, ListQuery, NewTask, TaskRecord
-from tesgate.store.database import Database, Row
+from tesgate.store.database import WITHIN, WITHIN_LIST, WITHIN_WRITE, Database, Row
 from tesgate.store.gather import Gather
 from tesgate.store.lists import behind_prefix, list_statement
 from tesgate.store.queue import Head, TaskQueue
@@ -31,12 +31,6 @@ PATIENCE = 20.0
 """Seconds after which a client is told that the database is away; the statement under way by then may take its own
 patience more. Workflow engines end a whole run for one 503, so it is worth the wait. A client that stops listening
 earlier and submits again needs an Idempotency-Key, or may have two tasks."""
-WITHIN = 3.0
-"""Seconds in which a statement on a few rows has its answer, unless server or network hang."""
-WITHIN_WRITE = 6.0
-"""The same where disks must confirm, or many rows are looked at."""
-WITHIN_LIST = 10.0
-"""The same for a list of many conditions; the server ends one that takes four fifths of it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ retries, renewed keys and regions.
 
 from __future__ import annotations
 
+import os
 import ssl
 import urllib.request
 from contextlib import AsyncExitStack
@@ -26,6 +27,7 @@ AT_ONCE = 32
 SPAN = 60.0
 """Seconds for which a HEAD is signed; it is sent at once."""
 _CHECKSUM = "x-amz-checksum-"
+_AUTHORITIES = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE")
 
 
 class Heads:
@@ -37,23 +39,24 @@ class Heads:
         self._stack = stack
         self._lock = anyio.Lock()
         self._session: aiohttp.ClientSession | None = None
-        # A proxy of the environment is something that the client knows how to use.
-        self._usable = not urllib.request.getproxies()
+        # A proxy or authorities of the environment are something that the client knows how to use.
+        self._usable = not urllib.request.getproxies() and not any(map(os.environ.get, _AUTHORITIES))
 
     async def ask(self, signed: Signed) -> dict[str, Any] | None:
-        """What `head_object` answers, in its words; empty where there is no such object, None: ask in another way."""
+        """What `head_object` answers, in its words, also of status 404; None: ask in another way."""
         if not self._usable:
             return None
         try:
             session = await self._opened()
             url = URL(signed.url, encoded=True)
             async with session.head(url, headers=signed.headers, allow_redirects=False) as answer:
+                meta = {"HTTPStatusCode": answer.status, "HTTPHeaders": {"date": answer.headers.get("date", "")}}
                 if answer.status == 404:
-                    return {}
+                    return {"ResponseMetadata": meta}
                 size = answer.headers.get("content-length", "")
                 if answer.status != 200 or not size.isdecimal():
                     return None
-                found: dict[str, Any] = {"ContentLength": int(size)}
+                found: dict[str, Any] = {"ContentLength": int(size), "ResponseMetadata": meta}
                 if "etag" in answer.headers:
                     found["ETag"] = answer.headers["etag"]
                 for name, value in answer.headers.items():
@@ -75,7 +78,8 @@ class Heads:
                     aiohttp.ClientSession(
                         connector=aiohttp.TCPConnector(limit=AT_ONCE, ssl=context),
                         timeout=aiohttp.ClientTimeout(total=12, connect=5),
-                        headers={"user-agent": "tesgate"},
+                        # Another encoding would have another size and ETag than what runners are to fetch.
+                        headers={"user-agent": "tesgate", "accept-encoding": "identity"},
                         cookie_jar=aiohttp.DummyCookieJar(),
                         auto_decompress=False,
                     )

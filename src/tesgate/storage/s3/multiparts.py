@@ -94,7 +94,7 @@ async def list_uploads(store: ObjectStore, at: Location) -> list[Listed]:
         found += [
             Listed(item["UploadId"], (now - item["Initiated"]).total_seconds())
             for item in items
-            if item["Key"] == at.key and isinstance(item.get("Initiated"), datetime)
+            if item.get("Key") == at.key and item.get("UploadId") and isinstance(item.get("Initiated"), datetime)
         ]
         if not answer.get("IsTruncated") or answer.get("NextKeyMarker") != at.key:
             break

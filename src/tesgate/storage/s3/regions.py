@@ -7,7 +7,8 @@ botocore follows that in silence, for itself alone; what is presigned for runner
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import structlog
@@ -20,6 +21,8 @@ USUAL = "us-east-1"
 """What stores without regions take."""
 MOST = 1000
 """Buckets that are remembered."""
+GUESSED = 60.0
+"""Seconds for which a bucket is signed for as configured after a refusal that says nothing of regions."""
 MOST_NAMES = 32
 """Regions of one endpoint: each has a client of its own."""
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
@@ -41,7 +44,9 @@ def named_in(response: Mapping[str, Any]) -> str | None:
 class Regions:
     """Of the buckets of one endpoint."""
 
-    def __init__(self, *, endpoint: str, configured: str | None) -> None:
+    def __init__(self, *, endpoint: str, configured: str | None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._guessed: dict[str, tuple[str, float]] = {}
         self._endpoint = endpoint
         self._configured = configured
         self._known: dict[str, str] = {}
@@ -49,8 +54,18 @@ class Regions:
         """From refusals."""
 
     def known(self, bucket: str) -> str | None:
-        """What was found out about a bucket."""
-        return self._known.get(bucket)
+        """What was found out about a bucket, or guessed a moment ago."""
+        known = self._known.get(bucket)
+        if known is None and bucket in self._guessed:
+            known, until = self._guessed[bucket]
+            return known if self._clock() < until else None
+        return known
+
+    def guess(self, bucket: str, region: str) -> None:
+        """Take a region for a while: neither an answer nor a refusal said which it is."""
+        if len(self._guessed) >= MOST:
+            self._guessed.clear()
+        self._guessed[bucket] = (region, self._clock() + GUESSED)
 
     def note(self, bucket: str, region: str) -> None:
         """Remember one."""

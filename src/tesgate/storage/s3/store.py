@@ -107,15 +107,22 @@ class ObjectStore:
 
     async def call(self, operation: str, bucket: str, **arguments: Any) -> Any:
         """One request. Raises `StoreFault`."""
+        done_before = False
         for last in (False, True):
             try:
                 client = await self._client(await self._region(bucket))
                 answer = await getattr(client, operation)(Bucket=bucket, **self._payer(), **arguments)
                 self._learn(answer)
+                if done_before:
+                    meta = answer.setdefault("ResponseMetadata", {})
+                    meta["RetryAttempts"] = meta.get("RetryAttempts", 0) + 1
                 return answer
             except ClientError as error:
                 fault = self._fault(error, bucket)
                 self._learn(error.response)
+                if done_before:
+                    fault.nothing_done = False
+                done_before = done_before or not fault.nothing_done
                 if last or fault.code not in STALE | {"RequestTimeTooSkewed"}:
                     raise fault from None
                 self._credentials.forget()
@@ -130,7 +137,9 @@ class ObjectStore:
                 raise StoreFault("503", f"endpoint {self.name} cannot be reached ({type(error).__name__})") from None
             except ParamValidationError as error:
                 raise StoreFault(
-                    "InvalidRequest", f"endpoint {self.name} cannot be asked for this ({type(error).__name__})"
+                    "InvalidRequest",
+                    f"endpoint {self.name} cannot be asked for this ({type(error).__name__})",
+                    nothing_done=not done_before,
                 ) from None
             except BotoCoreError as error:
                 raise StoreFault(
@@ -146,7 +155,8 @@ class ObjectStore:
         found = await self._heads.ask(signed)
         if found is None:
             return await self.call("head_object", bucket, Key=key, ChecksumMode="ENABLED")
-        if not found:
+        self._learn(found)
+        if found["ResponseMetadata"]["HTTPStatusCode"] == 404:
             raise StoreFault("404", f"endpoint {self.name} answered 404")
         return found
 
@@ -188,8 +198,10 @@ class ObjectStore:
         for operation, arguments in (("head_bucket", {}), ("list_objects_v2", {"MaxKeys": 1})):
             try:
                 answer = await getattr(client, operation)(Bucket=bucket, **arguments)
+                self._learn(answer)
             except ClientError as error:
                 answer = error.response
+                self._learn(answer)
                 if (fault := self._fault(error, bucket)).passing:
                     raise fault from None
             except NoCredentials as error:
@@ -202,7 +214,12 @@ class ObjectStore:
         if known is None and endpoint.region is None and endpoint.url is None:
             known = named_in(answer)
             if known is None:
-                return USUAL  # perhaps not: nothing is remembered
+                self._regions.guess(bucket, USUAL)
+                return USUAL
+        if known is None and answer.get("ResponseMetadata", {}).get("HTTPStatusCode") != 200:
+            known = endpoint.region or USUAL
+            self._regions.guess(bucket, known)
+            return known
         known = known or endpoint.region or USUAL
         self._regions.note(bucket, known)
         return known

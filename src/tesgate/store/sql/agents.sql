@@ -58,18 +58,24 @@ FROM agent g ORDER BY g.pool, g.host, g.id;
 -- name: drain_agents
 -- By id, or by the name of the host; $3 is the pool of whoever asks with an agent's token (then by id alone), else null. Lost
 -- agents too: they come back as they were told.
-UPDATE agent SET told_to_drain = $2
-WHERE id = $1 AND ($3::text IS NULL OR pool = $3) OR host = $1 AND $3::text IS NULL
-RETURNING id, host, pool, state;
+WITH g AS (
+    SELECT id FROM agent WHERE id = $1 AND ($3::text IS NULL OR pool = $3) OR host = $1 AND $3::text IS NULL
+    ORDER BY id FOR NO KEY UPDATE
+)
+UPDATE agent SET told_to_drain = $2 FROM g WHERE agent.id = g.id
+RETURNING agent.id, agent.host, agent.pool, agent.state;
 
 -- name: agents_roots
 -- Lost agents may come back, and their roots with them; one may have done so since the open ones were read.
 SELECT DISTINCT r.root FROM agent, jsonb_array_elements(roots) AS r(root);
 
 -- name: count_silence
--- One good tick: gateway and database both worked since the last one.
-UPDATE agent SET silent_ticks = silent_ticks + 1 WHERE state = 'open'
-RETURNING id, session, silent_ticks;
+-- One good tick: gateway and database both worked since the last one. Locked in the order of polls.
+WITH g AS (
+    SELECT id FROM agent WHERE state = 'open' ORDER BY id FOR NO KEY UPDATE
+)
+UPDATE agent SET silent_ticks = silent_ticks + 1 FROM g WHERE agent.id = g.id
+RETURNING agent.id, agent.session, agent.silent_ticks;
 
 -- name: close_agent
 -- protocol: lost agent. The session is unchanged and it is still silent.
