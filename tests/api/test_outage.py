@@ -23,7 +23,7 @@ from tests.api.conftest import TES, Context, make_context, serving, task, use_da
 from tests.api.polling import Poller, Seen
 from tests.store.proxy import Proxy
 
-pytestmark = [pytest.mark.timeout(100), pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 CLIENTS = 60
 AWAY = 2.0

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from tests.beds import BedUnavailable, cache_directory
+from tests.beds.s3 import _free_ports
 
 __all__ = ["PASSWORD", "Faulty", "Servers", "Site", "serving"]
 
@@ -233,7 +234,7 @@ def _start_vsftpd(
     (base / "empty").mkdir()
     os.chown(root, user.pw_uid, user.pw_gid)
     (base / "passwords").write_text(PASSWORD + "\n")
-    port = _free_port()
+    (port,) = _free_ports(1)
     lines = {
         "listen": "YES",
         "listen_address": "127.0.0.1",
@@ -282,18 +283,11 @@ def _start_pure(
     (base / "passwords").write_text(account + "\n")
     made = [str(programs / "usr/bin/pure-pw"), "mkdb", str(base / "users.pdb"), "-f", str(base / "passwords")]
     _run(made, base, _environment_of(programs))
-    port = _free_port()
+    (port,) = _free_ports(1)
     words = ["-S", f"127.0.0.1,{port}", "-l", f"puredb:{base}/users.pdb", "-E", "-A", "-H", "-u", "1"]
     words += ["-g", str(base / "pid"), *(("-Y", "2", "-2", str(certificate)) if tls else ("-Y", "0"))]
     _launch([str(programs / "usr/sbin/pure-ftpd"), *words, *options], programs, base, port, stack)
     return Site(port, root, user="lab")
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
 
 
 def _environment_of(programs: Path) -> dict[str, str]:
@@ -310,12 +304,17 @@ def _launch(command: list[str], programs: Path, base: Path, port: int, stack: Ex
     while True:
         try:
             socket.create_connection(("127.0.0.1", port), timeout=5).close()
-            return
+            answers = True
         except OSError:
-            if process.poll() is not None or time.monotonic() > deadline:
-                said = (base / "server.log").read_text(errors="replace").strip()
-                raise BedUnavailable(f"{name} does not answer: {said[-300:]}") from None
-            time.sleep(0.05)
+            answers = False
+        # Where it ended, somebody else's server answers at its port.
+        ended = process.poll() is not None
+        if answers and not ended:
+            return
+        if ended or time.monotonic() > deadline:
+            said = (base / "server.log").read_text(errors="replace").strip()
+            raise BedUnavailable(f"{name} does not answer: {said[-300:]}")
+        time.sleep(0.05)
 
 
 def _stop(process: subprocess.Popen[Any]) -> None:

@@ -215,7 +215,9 @@ def listen():
             FAULTS.update(message["set"])
             answer: object = "ok"
         else:
-            answer, LOG[:] = list(LOG), []
+            # The other thread appends meanwhile.
+            answer = list(LOG)
+            del LOG[: len(answer)]
         print(json.dumps(answer), flush=True)
     os._exit(0)
 

@@ -23,8 +23,6 @@ from tesgate.cli.demo.reads import count_reads, gc_by_chunk
 from tesgate.cli.demo.run import CHUNK, EXAMPLES, WITH_STORES, check, prepare, task_of
 from tesgate.cli.failure import Failure
 
-pytestmark = pytest.mark.timeout(180)
-
 
 def engine_or_skip(runtime: str) -> None:
     try:

@@ -13,8 +13,6 @@ from tests.beds.images import USER
 from tests.beds.podman import Podman
 from tests.e2e.harness import Gateway, sh, wait_for
 
-pytestmark = pytest.mark.timeout(180)
-
 
 @pytest.fixture(scope="module", params=os.environ.get("TESGATE_TEST_PODMAN", "podman_rootless").split(","))
 def bed(request: pytest.FixtureRequest) -> Podman:

@@ -13,7 +13,7 @@ from tests.beds.s3 import Servers
 from tests.e2e.harness import Gateway, contents_below, gateway_of, sh, wait_for
 from tests.transfer.s3_bed import Objects, Stand
 
-pytestmark = [pytest.mark.timeout(120), pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 LARGE = (17 << 20) + 5
 """More than one PUT is for."""

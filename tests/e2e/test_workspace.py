@@ -14,8 +14,6 @@ from tesgate.storage.s3.store import ObjectStore
 from tests.beds.s3 import Servers
 from tests.e2e.harness import Gateway, gateway_of, sh, wait_for
 
-pytestmark = pytest.mark.timeout(120)
-
 
 @pytest.fixture
 def gateway(bubblewrap: object, s3: Servers, tmp_path_factory: pytest.TempPathFactory) -> Generator[Gateway]:

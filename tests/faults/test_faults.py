@@ -17,7 +17,7 @@ from tests.e2e.harness import Gateway, wait_for
 from tests.faults.oracle import Work
 from tests.faults.world import LEAST, Clock, fill, site, small_disk
 
-pytestmark = [pytest.mark.timeout(120), pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 
 def held(work: Work, name: str = "go") -> Work:

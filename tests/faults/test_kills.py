@@ -10,7 +10,7 @@ import pytest
 
 from tests.faults.world import LEAST, site
 
-pytestmark = [pytest.mark.timeout(120), pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 
 def test_both_are_killed_with_fifty_tasks_in_flight(bubblewrap: Any, tmp_path: Path) -> None:

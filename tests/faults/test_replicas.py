@@ -13,7 +13,7 @@ from tests.faults.cutting import Cutting
 from tests.faults.deployment import deployment
 from tests.replicas.fleet import wait_for
 
-pytestmark = [pytest.mark.timeout(120), pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 
 def test_two_of_three_gateways_are_killed(bubblewrap: Any, external: str, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from tests.beds.postgres import Server
 from tests.faults.two_hosts import Judged, RemoteAgent, Site, site, stop
 from tests.replicas.fleet import wait_for
 
-pytestmark = [pytest.mark.timeout(150), pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,6 @@ from tests.hostile_tasks.conftest import SECRET, Site
 from tests.hostile_tasks.words import codes, output, said, stdout
 from tests.runner.gateway_fake import AGENT_TOKEN, wait_for
 
-pytestmark = pytest.mark.timeout(120)
-
 LOOK = """for dir in / /proc/1 /proc/self /tmp /run /var /root /home /etc /mnt /srv /opt; do ls -a $dir
             done > /work/list 2>&1
 cat /proc/*/environ /.tesgate/control/* /proc/mounts /proc/net/unix > /work/seen 2>&1

@@ -9,8 +9,6 @@ from tests.hostile_tasks.conftest import Site
 from tests.hostile_tasks.words import codes, output, said, stdout
 from tests.runner.gateway_fake import wait_for
 
-pytestmark = pytest.mark.timeout(120)
-
 FORGED = '{"wire":1,"exit_code":0,"signal":null,"error":%s}'
 
 

@@ -15,8 +15,6 @@ from tests.hostile_tasks.conftest import Site
 from tests.hostile_tasks.words import codes, output, said
 from tests.runner.gateway_fake import wait_for
 
-pytestmark = pytest.mark.timeout(180)
-
 
 def test_links_lead_nowhere_outside(site: Site) -> None:
     """Absolute, relative, by `..`, dangling, in loops, to the host, to the scratch: what is stored lay in the task."""

@@ -11,8 +11,6 @@ from tests.beds.images import BUSYBOX
 from tests.hostile_tasks.conftest import Site
 from tests.hostile_tasks.words import codes, output, said, stdout
 
-pytestmark = pytest.mark.timeout(120)
-
 WORDS = [
     "-v", "--privileged", "--", "-", "--control", "/.tesgate/control", "$HOME", "`id`", "$(id)", ";", "|| true", "&&",
     "{{.Image}}", "%s%n", "a b", "", "'", '"', "\\", "\\n", "line\nbreak", "\ttab", "\r", "*", "/*", "~",

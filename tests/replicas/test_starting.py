@@ -14,7 +14,7 @@ from tests.replicas.fleet import Agent, Fleet, Replica, wait_for
 pytestmark = [pytest.mark.timeout(240), pytest.mark.slow]
 
 REFUSED = 2
-PROMPT = 12.0
+PROMPT = 18.0
 """Seconds; a poll that is held is answered after 20."""
 SUPERSEDED = 7
 

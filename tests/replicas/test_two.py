@@ -12,7 +12,7 @@ from tests.replicas.fleet import Agent, Fleet, Replica, wait_for
 pytestmark = [pytest.mark.timeout(240), pytest.mark.slow]
 
 GO = "while [ ! -e /count/go ]; do sleep 0.05; done"
-PROMPT = 12.0
+PROMPT = 18.0
 """Seconds; a wake that is missed costs a poll of 20."""
 
 

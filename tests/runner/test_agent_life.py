@@ -264,7 +264,9 @@ def test_the_gateway_goes_away_and_comes_back(bench: Bench) -> None:
     wait_for(lambda: journalled("temporaries"), "the outputs to be prepared")
     assert not (bench.root / "count.txt").exists()
     bench.gateway.start()
+    back = time.monotonic()
     assert bench.gateway.end_of(key)[1]["state"] == "COMPLETE"
+    assert time.monotonic() - back < 20, "pauses are of at most five seconds"
     assert bench.output("count.txt") == "run-0\nrun-1\n"
     bench.nothing_left(key)
 

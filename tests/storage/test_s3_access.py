@@ -30,7 +30,8 @@ async def test_a_file_is_found_and_read(world: World) -> None:
 async def test_directories_are_listed_page_by_page(world: World) -> None:
     keys = [f"d/{at:03}" for at in range(25)] + ["d/e/f g.txt", "d/plus+%20", "d/empty/"]
     await world.put(*keys[:-1])
-    await world.put(keys[-1], body=b"")
+    # A directory for versitygw, which is refused with bytes.
+    await world.put(keys[-1], body=b"" if world.server.name == "versity" else b"hello")
     ask = await world.task(inputs=[(world.url("d"), "DIRECTORY")])
     (found,) = (await ask(look=[world.url("d")])).found
     assert found.kind == "directory" and found.get is None

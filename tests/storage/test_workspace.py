@@ -25,8 +25,6 @@ from tesgate.storage.workspace import FileWorkspace, OffsetGap, Workspace
 from tests.beds.s3 import FURTHER, Server, Servers
 from tests.storage.s3_world import endpoint_of, new_bucket
 
-pytestmark = pytest.mark.timeout(120)
-
 KINDS = ("files", "seaweed", "moto", *FURTHER)
 
 

@@ -21,7 +21,7 @@ from tesgate.store.tasks import list_statement
 from tests.beds.postgres import Server
 from tests.store.rows import Rows
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 TASKS = 12_000
 PAGE = 50

@@ -4,6 +4,7 @@ explicit TLS); and what a rename leaves."""
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import socket
 import threading
@@ -16,6 +17,7 @@ import pytest
 
 from tesgate.runner.plan import Input, UrlPolicy
 from tesgate.runner.transfer.faults import LeaseLost, StagingError
+from tesgate.runner.transfer.ftprename import TRACE
 from tests.beds.ftp import PASSWORD, Servers, Site
 from tests.transfer.ftp_world import World
 
@@ -286,3 +288,34 @@ def test_a_listing_that_the_server_cut_short_is_no_directory(world: World, ftp: 
     with pytest.raises(StagingError, match="lists only a part of it") as caught:
         world.stage(site.url("many"), type="DIRECTORY")
     assert not caught.value.transient
+
+
+def test_what_is_left_is_removed_where_the_listing_is_cut_short(world: World, ftp: Servers) -> None:
+    import anyio
+
+    site, top = ftp.pure("", "-L", "6:3"), fresh()
+    world.named(site)
+    base = site.root / top
+    base.mkdir()
+    for number in range(9):
+        (base / f"another's {number}").touch()
+        world.write(f"/out/{number}", "new")
+    for path in (base, *base.iterdir()):
+        os.chown(path, site.root.stat().st_uid, -1)
+    output = world.to("/out", site.url(top))
+    prepared = world.prepare(output)
+    parts = {
+        name: temporary
+        for _, name, temporary, _ in (json.loads(one.removeprefix(TRACE)) for one in prepared.temporaries)
+    }
+    assert len(list(base.glob(".tesgate-*"))) == len(parts) == 9
+    # As after a kill in the middle of two renames, of which one went on by another's hand.
+    for number in (1, 2):
+        aside = base / parts[f"pub/{top}/{number}"].replace(".tesgate-", ".tesgate-old-")
+        aside.write_text("old")
+        os.chown(aside, site.root.stat().st_uid, -1)
+    (base / "2").write_text("another's")
+    anyio.run(world.stager().discard, prepared.temporaries)
+    assert not list(base.glob(".tesgate-*"))
+    assert (base / "1").read_text() == "old" and (base / "2").read_text() == "another's"
+    assert len(list(base.iterdir())) == 11

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tesgate.runner.plan import UrlPolicy
 from tesgate.runner.transfer.faults import LeaseLost, StagingError
+from tesgate.runner.transfer.ftpfaults import FtpPassing
+from tesgate.runner.transfer.ftplogin import FtpLogin
+from tesgate.runner.transfer.ftpmany import rename_many
+from tesgate.runner.transfer.ftprename import FtpItem
+from tesgate.runner.transfer.ftpsession import FtpSession, FtpSettings, Habits, Trust
+from tesgate.runner.transfer.ftpurl import read_url
+from tesgate.runner.transfer.policy import AddressPolicy
 from tesgate.runner.transfer.runs import SMALL, runs
+from tesgate.runner.transfer.threads import Stop
 from tests.beds.ftp import Faulty, Servers
 from tests.transfer.ftp_world import World
 
@@ -20,10 +32,17 @@ COUNT = 24
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
     world = World(tmp_path)
-    world.ftp = world.ftp.__class__(**{**world.ftp.__dict__, "reply_timeout": 2.0})
+    world.ftp = dataclasses.replace(world.ftp, reply_timeout=2.0)
     yield world
     world.servers.drop()
     assert world.servers.count() == 0
+
+
+@pytest.fixture
+def patient(world: World) -> World:
+    """For what counts commands: a server that is only slow must not be asked again."""
+    world.ftp = dataclasses.replace(world.ftp, read_timeout=30.0, reply_timeout=30.0)
+    return world
 
 
 @pytest.fixture
@@ -51,7 +70,8 @@ def told(log: list[str]) -> dict[str, int]:
     return {word: words.count(word) for word in words}
 
 
-def test_each_file_costs_few_commands(world: World, server: Faulty) -> None:
+def test_each_file_costs_few_commands(patient: World, server: Faulty) -> None:
+    world = patient
     files = fill(world)
     world.store(world.to("/out", server.url("d")))
     assert there(server.root) == {f"d/{name}": text for name, text in files.items()}
@@ -108,14 +128,16 @@ def test_many_downloads_survive(world: World, server: Faulty, faults: dict[str, 
 
 def test_one_of_many_that_is_refused_is_named(world: World, server: Faulty) -> None:
     fill(world)
-    server.set(answers={"STOR": ["", "", "", "553 no", "553 no"]})
+    # All from the fourth on: which thread asks next, nobody knows.
+    server.set(answers={"STOR": ["", "", "", *["553 no"] * 100]})
     with pytest.raises(StagingError, match=r"output /out/[01]/\d\d could not be stored .*does not allow this name"):
         world.store(world.to("/out", server.url("d")))
     assert there(server.root) == {}
 
 
-def test_no_rename_of_many_without_the_lease(world: World, server: Faulty) -> None:
+def test_no_rename_of_many_without_the_lease(patient: World, server: Faulty) -> None:
     """It ends after some of them: the first half of the next one is on its way, its second half never."""
+    world = patient
     files = fill(world)
     prepared = world.prepare(world.to("/out", server.url("d")))
     server.log()
@@ -136,6 +158,59 @@ def test_no_rename_of_many_without_the_lease(world: World, server: Faulty) -> No
     assert len(done) == told(seen)["RNTO"] <= 8
     world.publish(prepared)
     assert there(server.root) == {f"d/{name}": text for name, text in files.items()}
+
+
+@contextmanager
+def session_at(server: Faulty, habits: Habits) -> Iterator[FtpSession]:
+    session = FtpSession(
+        read_url(server.url("")),
+        FtpLogin(tls="never"),
+        policy=AddressPolicy(UrlPolicy(allowed_hosts=["127.0.0.1", "::1"])),
+        settings=FtpSettings(),
+        habits=habits,
+        trust=Trust(),
+        stop=Stop(),
+    )
+    try:
+        yield session
+    finally:
+        session.end()
+
+
+@pytest.mark.parametrize(("faults", "learnt"), [({"alone": True}, False), ({"answers": {"NOOP": ["hang up"]}}, None)])
+def test_what_a_kept_session_teaches(server: Faulty, faults: dict[str, Any], learnt: bool | None) -> None:
+    """Silence is an answer to commands that come together; an end may have come before them."""
+    habits = Habits()
+    with session_at(server, habits) as session:
+        server.set(**faults)
+        session.reused = True
+        if learnt is False:
+            session.patience = 0.5
+        with pytest.raises(FtpPassing, match="come together"):
+            session.can_pipeline()
+        assert session.broken and habits.pipelines is learnt
+
+
+@pytest.mark.parametrize("lost_at", [2, 3])
+def test_nobody_goes_on_with_a_session_in_the_middle_of_a_rename(world: World, server: Faulty, lost_at: int) -> None:
+    """The lease is lost after a first half, after which some servers take nothing but the second."""
+    fill(world)
+    (server.root / "d/0").mkdir(parents=True)
+    prepared = world.prepare(world.to("/out/0", server.url("d/0")))
+    items = [item for item in prepared.items if isinstance(item, FtpItem)]
+    looks = itertools.count(1)
+
+    def covered() -> None:
+        if next(looks) == lost_at:
+            raise LeaseLost("in the middle")
+
+    with session_at(server, Habits()) as session:
+        server.log()
+        with pytest.raises(LeaseLost):
+            rename_many(session, items, covered)
+        assert session.broken
+    said = told(server.log())
+    assert (said["RNFR"], said.get("RNTO", 0)) == (lost_at - 1, lost_at - 2)
 
 
 def test_runs_are_short_at_the_end_and_hold_nothing_large() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ftplib
 import socket
+import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from tesgate.runner.gateway import Unauthorized, Unavailable
 from tesgate.runner.plan import Output, Plan, UrlPolicy
 from tesgate.runner.transfer.faults import PathRefused, StagingError, Stopped
 from tesgate.runner.transfer.ftp import FtpServers, FtpStorage
+from tesgate.runner.transfer.ftpcontrol import Control
 from tesgate.runner.transfer.ftpfaults import FtpPassing, FtpRefused, explain
 from tesgate.runner.transfer.ftplist import Listed, read_list, read_mlsd
 from tesgate.runner.transfer.ftplogin import FtpLogin, Logins
@@ -278,3 +280,24 @@ def test_a_stop_in_the_middle_of_a_handshake_teaches_nothing() -> None:
             session_of(port, habits, stop)
         ender.join()
     assert habits == Habits()
+
+
+@pytest.mark.parametrize("kernel", [True, False])
+def test_patience_is_held_where_it_is_shorter_than_a_tick(kernel: bool) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        control = Control(Stop())
+        control.listen(ours, 500.0, kernel=kernel)
+        control.patience = 0.2
+        # It ends by this one if the patience does not.
+        timer = threading.Timer(30, theirs.shutdown, [socket.SHUT_RDWR])
+        timer.start()
+        try:
+            with pytest.raises(socket.timeout):
+                control.getresp()
+        finally:
+            timer.cancel()
+        if kernel:
+            assert struct.unpack("@ll", ours.getsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, 16)) == (500, 0)
+        else:
+            assert ours.gettimeout() == 500.0

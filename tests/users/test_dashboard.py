@@ -18,8 +18,6 @@ import yaml
 
 from tests.e2e.harness import Gateway, wait_for
 
-pytestmark = pytest.mark.timeout(120)
-
 ROOT = Path(__file__).resolve().parents[2]
 DASHBOARD = ROOT / "deploy/grafana/tesgate.json"
 RULES = ROOT / "deploy/prometheus/tesgate.rules.yml"

@@ -17,7 +17,7 @@ import pytest
 from tests.e2e.harness import Gateway, sh, wait_for
 from tests.users.people import Person, myself_or_nobody
 
-pytestmark = [pytest.mark.timeout(180), pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 BARE = {"HOME": "/nonexistent", "TMPDIR": "/nonexistent", "LC_ALL": "C", "PYTHONUTF8": "0"}
 """Neither a home nor a place for temporary files nor a locale."""

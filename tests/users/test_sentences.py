@@ -21,8 +21,6 @@ from tesgate.store.errors import StoreError
 from tests.beds.postgres import Server
 from tests.users.program import Program, programs
 
-pytestmark = pytest.mark.timeout(120)
-
 NOBODY = 65534
 SERVE = ("serve", "--port", "0", "--no-agent")
 

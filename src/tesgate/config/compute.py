@@ -110,7 +110,10 @@ class RuntimeSettings(Group):
             if not path.is_absolute() or ".." in path.parts or str(path).startswith("//"):
                 raise ValueError(f"{path} must be an absolute path without `..`")
             if len(path.parts) < 2 or path.parts[1] in _COVERED:
-                raise ValueError(f"{path} cannot be shown in a sandbox: it is, or lies in, what each has of its own")
+                raise ValueError(
+                    f"{path} cannot be shown in a sandbox, as it is, or lies in, what each has of its own: "
+                    "move it elsewhere, such as below /opt"
+                )
         return value
 
     @field_validator("run_as")

@@ -22,6 +22,8 @@ from .start import run_agent
 __all__ = ["main"]
 
 HARD_EXIT = 10.0
+_COVERED = ("dev", "etc", "proc", "run", "sys", "tmp")
+"""Directories that each sandbox has of its own."""
 
 
 class _Lines(logging.Formatter):
@@ -83,9 +85,18 @@ def _file(text: str) -> str:
 
 
 def _directory(text: str) -> str:
-    if not os.path.isabs(text) or not os.path.isdir(text) or os.path.realpath(text) == "/":
-        raise argparse.ArgumentTypeError("%r must be the absolute path of a directory, and not /" % text)
-    return text
+    path = "/" + os.path.normpath(text).lstrip("/")  # two slashes at the beginning are left as they are
+    # Where `..` leads out of a link, the path without it is another one.
+    if not os.path.isabs(text) or not os.path.isdir(path) or os.path.realpath(path) != os.path.realpath(text):
+        raise argparse.ArgumentTypeError("%r must be the absolute path of a directory, without .." % text)
+    if os.path.realpath(path) == "/":
+        raise argparse.ArgumentTypeError("%r must not be the whole host: name the directories with software" % text)
+    if path.split("/")[1] in _COVERED:
+        raise argparse.ArgumentTypeError(
+            "%r would be hidden by the /%s that each sandbox has of its own: move it elsewhere, such as below /opt"
+            % (text, path.split("/")[1])
+        )
+    return path
 
 
 def _version() -> str:

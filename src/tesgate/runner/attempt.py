@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import Awaitable, Callable, Optional
+from typing import Awaitable, Callable, List, Optional
 
 import anyio
 import anyio.to_thread
@@ -90,6 +90,7 @@ class Attempt:
             log=self._log,
         )
         self._scope: Optional[anyio.CancelScope] = None
+        self._following: Optional[anyio.CancelScope] = None
         self._grace: Optional[float] = None
         self._gone = journal.find("gone") is not None
         self._resumed = len(journal.all("resumed")) > 1
@@ -176,7 +177,7 @@ class Attempt:
             async with anyio.create_task_group() as group:
                 if not self.settled:
                     group.start_soon(self._reporter.run)
-                group.start_soon(self._logs.run)
+                group.start_soon(self._follow_logs)
                 if self._resumed:
                     self._work.resume_logs()
                     self._reporter.changed()
@@ -187,6 +188,10 @@ class Attempt:
                 group.cancel_scope.cancel()
         finally:
             self._journal.close()
+
+    async def _follow_logs(self) -> None:
+        with anyio.CancelScope() as self._following:
+            await self._logs.run()
 
     async def _once(self) -> None:
         """Work, or stop, until that is done or something else is wanted."""
@@ -311,7 +316,7 @@ class Attempt:
             await self._forget.wait()
             if not await self._logs.drained(LOG_PATIENCE):
                 self._log.warning("%d bytes of logs could not be stored", self._logs.unsent())
-        await self._discard_at_last()
+        await self._discard_at_last(kept)
         if self.forgotten:
             self._scratch.disinter(self.ref.task, self.ref.attempt)
         else:
@@ -323,13 +328,24 @@ class Attempt:
             for name in self._tools.kept.containers(self.plan):
                 await self._until_engine(lambda name=name: self._remove(name))  # type: ignore[misc]
             await self._remove_containers()
-        await self._remove_directory()
+        await self._removed(self._scratch.remove, self._scratch.remains)
         self._log.info("removed")
 
-    async def _discard_at_last(self) -> None:
-        """Nobody else knows these names: who gives up leaves them for ever. The attempt holds nothing here any more."""
+    async def _discard_at_last(self, kept: bool) -> None:
+        """Nobody else knows these names: who gives up leaves them for ever.
+
+        Unless it is to be kept, the attempt does not hold the disk meanwhile: of its directory plan and journal stay,
+        which is all that a later run needs to ask again.
+        """
         deadline, pause = anyio.current_time() + DISCARD_PATIENCE, DISCARD_PAUSES[0]
+        emptied = kept
         while not await self._work.discard():
+            if not emptied:
+                emptied = True
+                if self._following is not None:
+                    self._following.cancel()  # open streams would hold their files' room on the disk
+                await self._removed(self._scratch.empty, self._scratch.contents)
+                self._log.info("its storage is away: temporary files of outputs are asked for again and again")
             if anyio.current_time() + pause > deadline:
                 self._log.error("temporary files of outputs stay where they are: their storage is away")
                 return
@@ -373,16 +389,17 @@ class Attempt:
                 self._log.warning("waiting for the engine: %s", exc)
             await anyio.sleep(backoff.next())
 
-    async def _remove_directory(self) -> None:
+    async def _removed(self, remove: Callable[[str], None], remains: Callable[[str], List[str]]) -> None:
+        """Call `remove`; what it must leave (files of another user) is made our own, and then it is called again."""
         for last in (False, True):
             try:
-                await anyio.to_thread.run_sync(self._scratch.remove, self.plan.external_name)
+                await anyio.to_thread.run_sync(remove, self.plan.external_name)
                 return
             except OSError as exc:
                 if last or os.getuid() == 0:
                     self._log.error("the attempt's directory cannot be removed: %s", exc)
                     return
-            paths = self._scratch.remains(self.plan.external_name)
+            paths = remains(self.plan.external_name)
             try:
                 await self._tools.runtime.own(self.plan.executors[0].image, paths, os.getuid(), os.getgid())
             except RuntimeFault as exc:

@@ -23,6 +23,8 @@ from .users import Users
 __all__ = ["Scratch", "ScratchError", "ScratchLocked"]
 
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,200}$")
+_LAST = ("plan.json", "journal")
+"""What `Scratch.load` needs."""
 _TOMBSTONES_KEPT = 30 * 86400.0
 LOW_WATER = 64 << 20
 """Bytes that must be free before another attempt begins (on a small disk, a 64th of it)."""
@@ -238,6 +240,32 @@ class Scratch:
         """Return what `remove` could not remove of this attempt (files of another user)."""
         prefix = ".gone-%s-" % name
         return [os.path.join(self.attempts, entry) for entry in os.listdir(self.attempts) if entry.startswith(prefix)]
+
+    def empty(self, name: str) -> None:
+        """Remove all of an attempt but plan and journal; idempotent, takes time. Raises OSError for the rest.
+
+        Its user is given back: no file of it is left.
+        """
+        fault: Optional[OSError] = None
+        for path in self.contents(name):
+            try:
+                if os.path.isdir(path) and not os.path.islink(path):
+                    remove_tree(path)
+                else:
+                    os.unlink(path)
+            except OSError as exc:
+                fault = exc
+        if fault is not None:
+            raise fault
+        self.users.release(name)
+
+    def contents(self, name: str) -> List[str]:
+        """Return what `empty` removes."""
+        path = self.path(name)
+        try:
+            return [os.path.join(path, entry) for entry in os.listdir(path) if entry not in _LAST]
+        except FileNotFoundError:
+            return []
 
     def sweep(self) -> None:
         """Finish what a crash left: half-made and half-removed directories, tombstones past their time."""

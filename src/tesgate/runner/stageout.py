@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from typing import List
+from typing import List, Optional
 
 import anyio
 
@@ -40,11 +40,15 @@ class StageOut:
         self._plan, self._dir, self._record = plan, attempt_dir, record
         self._journal = record.journal
         self._reporter, self._client, self._stager, self._log = reporter, client, stager, log
+        self._left: Optional[List[str]] = None
+        """Of what `discard` has asked for, what is to be asked for again; None: everything."""
 
     async def store(self) -> List[OutputFile]:
         """Return what has been made visible. Raises `StagingError`, `Gone`."""
         plan = self._plan
-        await self.discard()  # what a runner before us left
+        if not await self.discard():  # what a runner before us left
+            # Asked for again when everything is published: those names that it uses once more are gone by then.
+            self._journal.append("left", names=self._left)
         prepared = await self._stager.prepare_outputs(
             plan.outputs, plan.mounts, self._dir, plan.external_name, journal=self._note_temporaries
         )
@@ -77,6 +81,7 @@ class StageOut:
 
     def _note_temporaries(self, names: List[str]) -> None:
         self._journal.append("temporaries", names=names)
+        self._left = None
 
     async def _lease(self, *, anew: bool) -> None:
         """Ask for the publish lease until it is ours; `anew`: ask in any case."""
@@ -105,11 +110,19 @@ class StageOut:
 
         False: some of it lies where nobody answers now; ask again.
         """
-        names = [name for entry in self._journal.all("temporaries") for name in entry["names"]]
-        if not names or (self._journal.find("published") is not None and self._journal.find("unpublished") is None):
+        names = self._names() if self._left is None else self._left
+        if not names:
             return True
         try:
-            return not await self._stager.discard(names)
+            self._left = await self._stager.discard(names)
         except (StagingError, OSError) as exc:
             self._log.warning("temporary files of outputs are left behind: %s", exc)
-            return True
+            self._left = []
+        return not self._left
+
+    def _names(self) -> List[str]:
+        """All names that may be there, each once."""
+        names = [name for entry in self._journal.all("temporaries") for name in entry["names"]]
+        if names and self._journal.find("published") is not None and self._journal.find("unpublished") is None:
+            names = [name for entry in self._journal.all("left") for name in entry["names"]]
+        return list(dict.fromkeys(names))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -293,6 +294,18 @@ async def test_a_host_without_bubblewrap(tmp_path: Path) -> None:
     runtime = BubblewrapRuntime(state=str(tmp_path / "s"), program=str(broken))
     with pytest.raises(RuntimeUnavailable, match=r"cannot make a sandbox here \(bwrap: Creating .*\): .*\.$"):
         await runtime.probe()
+
+
+async def test_a_bwrap_that_no_sandbox_could_execute(sandbox_house: House, tmp_path: Path) -> None:
+    """As of conda, Nix or Spack: its loader lies where sandboxes see nothing."""
+    shutil.copy(os.path.realpath("/bin/sh"), tmp_path / "sh")
+    program = tmp_path / "bwrap"
+    program.write_text(f'#!{tmp_path}/sh\nexec /usr/bin/bwrap "$@"\n')
+    program.chmod(0o755)
+    runtime = BubblewrapRuntime(state=str(tmp_path / "bubblewrap"), program=str(program))
+    facts = await runtime.probe()
+    assert not [note for note in facts.notes if "user namespaces" in note]
+    await runtime.aclose()
 
 
 async def test_a_trial_that_fails_in_passing_does_not_weaken_steps(sandbox_house: House, tmp_path: Path) -> None:

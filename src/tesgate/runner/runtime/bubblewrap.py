@@ -284,8 +284,8 @@ def _trial(program: str, settings: SandboxSettings, disable_userns: bool) -> str
     # No more of the host than steps have: its other mounts may go while they are bound.
     for path in system_paths(settings):
         command += ["--ro-bind", os.path.realpath(path), path]
-    command += ["--ro-bind", os.path.realpath(program), "/bwrap", "--proc", "/proc", "--dev", "/dev"]
-    command += ["--", "/bwrap", "--version"]
+    # Nor is bwrap itself in there: the libraries of one that lies elsewhere (conda, Nix, Spack) are not either.
+    command += ["--proc", "/proc", "--dev", "/dev", "--", "/bin/sh", "-c", ":"]
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -295,7 +295,12 @@ def _trial(program: str, settings: SandboxSettings, disable_userns: bool) -> str
 
 
 def _advice(said: str) -> str:
-    """What to do about a kernel that does not let bwrap make its namespaces."""
+    """What to do about a kernel that does not let bwrap make its namespaces, or about a sandbox without programs."""
+    if "execvp" in said:
+        return (
+            "steps would find no /bin/sh: show them the directory that it leads to, such as with --sandbox-path /nix "
+            "(runtime.sandbox_paths)"
+        )
     apparmor = (
         "give bwrap an AppArmor profile that allows userns, or set sysctl "
         "kernel.apparmor_restrict_unprivileged_userns=0"

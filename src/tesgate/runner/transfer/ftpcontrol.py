@@ -38,6 +38,9 @@ class Control(ftplib.FTP):
         self.patience = 60.0
         """Longest silence of the server in a reply (seconds)."""
         self._tick = self.patience
+        self._bound = self.patience
+        """What the connection's own waits are bounded by now (seconds)."""
+        self._kernel = False
         self._rest = bytearray()
         self._lines = 0
 
@@ -48,11 +51,16 @@ class Control(ftplib.FTP):
         """
         self.sock = sock
         self._rest.clear()
-        self._tick = tick
-        if kernel:
-            be_patient(sock, tick)
+        self._tick, self._kernel = tick, kernel
+        self._bind_waits(tick)
+
+    def _bind_waits(self, seconds: float) -> None:
+        assert self.sock is not None
+        if self._kernel:
+            be_patient(self.sock, seconds)
         else:
-            sock.settimeout(tick)
+            self.sock.settimeout(seconds)
+        self._bound = seconds
 
     def putline(self, line: str) -> None:
         self._put(self._encoded(line))
@@ -94,15 +102,22 @@ class Control(ftplib.FTP):
 
     def _receive(self) -> bytes:
         assert self.sock is not None
-        waited = 0.0
-        while True:
-            try:
-                return self.sock.recv(_CHUNK)
-            except (socket.timeout, BlockingIOError):
-                waited += self._tick
-                if waited >= self.patience:
-                    raise socket.timeout("the server says nothing") from None
-                self.stop.check()
+        left = self.patience
+        try:
+            while True:
+                span = min(self._tick, left)
+                if span != self._bound:
+                    self._bind_waits(span)
+                try:
+                    return self.sock.recv(_CHUNK)
+                except (socket.timeout, BlockingIOError):
+                    left -= span
+                    if left <= 0:
+                        raise socket.timeout("the server says nothing") from None
+                    self.stop.check()
+        finally:
+            if self._bound != self._tick:
+                self._bind_waits(self._tick)
 
     def getresp(self) -> str:
         """Get a reply; one that does not come whole breaks the session."""

@@ -11,7 +11,7 @@ from typing import Callable, Iterator, List, Sequence, Tuple
 
 from .ftpdata import Progress, send
 from .ftpfaults import FtpPassing
-from .ftprename import FtpItem, joined
+from .ftprename import FtpItem, between, joined
 from .ftpsession import FtpSession
 from .view import View
 
@@ -63,10 +63,11 @@ def rename_many(session: FtpSession, items: Sequence[FtpItem], covered: Callable
     """
     ready = False
     for item, after in zip(items, (*items[1:], None)):
-        covered()
-        if not ready and session.sendcmd("RNFR " + joined(item.beside, item.temporary))[:1] != "3":
-            return True
-        covered()
+        if not ready:
+            covered()
+            if session.sendcmd("RNFR " + joined(item.beside, item.temporary))[:1] != "3":
+                return True
+        between(session, covered)
         item.renaming = True
         ahead = [] if after is None else ["RNFR " + joined(after.beside, after.temporary)]
         session.put_together(["RNTO " + session.absolute(item.path), *ahead])

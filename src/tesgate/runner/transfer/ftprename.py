@@ -5,10 +5,11 @@ from __future__ import annotations
 import ftplib
 import json
 from dataclasses import dataclass, field
-from typing import Callable, Dict, Optional, Set, Union
+from typing import Callable, Dict, List, Optional, Sequence, Set, Union
 
 from .base import Item
 from .faults import StagingError
+from .ftpcontrol import Reply
 from .ftpfaults import FtpRefused, code_of
 from .ftpsession import FtpSession
 from .ftptree import is_there, list_directory, size_of
@@ -16,7 +17,7 @@ from .ftpurl import FtpUrl
 from .threads import Stop
 from .urls import printable
 
-__all__ = ["TRACE", "FtpItem", "NotTaken", "aside_name", "can_tell", "joined"]
+__all__ = ["TRACE", "FtpItem", "NotTaken", "aside_name", "between", "can_tell", "joined"]
 __all__ += ["parent_of", "remove_left", "rename_item", "size_or_none"]
 
 TRACE = "ftp-part:"
@@ -72,9 +73,10 @@ class NotTaken(Exception):
 def remove_left(session: FtpSession, *, names: Dict[str, Set[str]]) -> None:
     """Remove names from the directories of their files and from all above: where they were put, it is not known.
 
-    Raises the first fault that may pass, when all the others have been looked at.
+    Where a directory is there but cannot be listed whole, they are removed without knowing whether they are in it.
+    Raises the first fault that may pass, or else the first, when all directories have been looked at.
     """
-    fault: Optional[Exception] = None
+    faults: List[Exception] = []
     wanted: Dict[str, Set[str]] = {}
     asides: Dict[str, Dict[str, str]] = {}
     for path, some in names.items():
@@ -91,18 +93,16 @@ def remove_left(session: FtpSession, *, names: Dict[str, Set[str]]) -> None:
         known = {*wanted[directory], *put_aside, *put_aside.values()}
         try:
             found = {one.name for one in list_directory(session, directory) if one.name in known}
-        except FtpRefused:
+        except (FtpRefused, ftplib.error_perm):
             if session.broken:
                 raise
-            continue
-        except ftplib.error_perm:
-            if session.broken:
-                raise
+            if session.enter(directory):
+                faults += _remove_unlisted(session, directory, wanted[directory], put_aside)
             continue
         except ftplib.error_temp as error:
             if session.broken:
                 raise
-            fault = fault or error
+            faults.append(error)
             continue
         for name in sorted(found & wanted[directory]):
             session.voidcmd("DELE " + joined(directory, name))
@@ -114,8 +114,46 @@ def remove_left(session: FtpSession, *, names: Dict[str, Set[str]]) -> None:
                 session.sendcmd("RNFR " + joined(directory, aside))
                 session.voidcmd("RNTO " + joined(directory, put_aside[aside]))
                 found.add(put_aside[aside])
-    if fault is not None:
-        raise fault
+    if faults:
+        raise next((one for one in faults if isinstance(one, ftplib.error_temp)), faults[0])
+
+
+def _remove_unlisted(
+    session: FtpSession, directory: str, names: Set[str], put_aside: Dict[str, str]
+) -> List[Exception]:
+    """Remove names from a directory of which nobody knows what is in it. Returns the faults, but for what is not there.
+
+    `put_aside`: names that get another one again, see `remove_left`.
+    """
+    removed = _asked(session, ["DELE " + joined(directory, name) for name in sorted(names)])
+    faults: List[Exception] = [one for one in removed if not isinstance(one, str) and code_of(one) != 550]
+    asides = sorted(put_aside)
+    for aside, reply in zip(asides, _asked(session, ["SIZE " + joined(directory, aside) for aside in asides])):
+        if isinstance(reply, str):
+            target = joined(directory, put_aside[aside])
+            (taken,) = session.ask_together(["SIZE " + target])
+            try:
+                if isinstance(taken, str):
+                    session.voidcmd("DELE " + joined(directory, aside))
+                elif code_of(taken) == 550:
+                    session.sendcmd("RNFR " + joined(directory, aside))
+                    session.voidcmd("RNTO " + target)
+                else:
+                    raise taken
+            except (ftplib.error_perm, ftplib.error_temp) as error:
+                if session.broken:
+                    raise
+                faults.append(error)
+        elif code_of(reply) != 550:
+            faults.append(reply)
+    return faults
+
+
+def _asked(session: FtpSession, commands: Sequence[str]) -> List[Reply]:
+    """Return the replies to commands, together where the server takes them so. Raises what breaks the session."""
+    if session.can_pipeline():
+        return session.ask_together(commands)
+    return [reply for command in commands for reply in session.ask_together([command])]
 
 
 def aside_name(temporary: str) -> str:
@@ -140,7 +178,7 @@ def rename_item(session: FtpSession, item: FtpItem, source: str, target: str, co
     if answer[:1] != "3":
         raise ftplib.error_reply(answer)
     # The server may have taken its time.
-    covered()
+    between(session, covered)
     item.renaming = True
     try:
         session.voidcmd("RNTO " + target)
@@ -152,6 +190,18 @@ def rename_item(session: FtpSession, item: FtpItem, source: str, target: str, co
         # pure-ftpd's answer to whatever the system refuses.
         if code_of(error) == 451:
             raise NotTaken(error) from error
+        raise
+
+
+def between(session: FtpSession, covered: Callable[[], None]) -> None:
+    """Look at the lease between the halves of a rename. Where it is lost, nobody goes on with the session.
+
+    Some servers take nothing but the second half after the first.
+    """
+    try:
+        covered()
+    except BaseException:
+        session.broken = True
         raise
 
 

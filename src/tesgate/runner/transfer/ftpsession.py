@@ -234,8 +234,9 @@ class FtpSession(Control):
         """Whether several commands may be sent together; asked of each server once. Raises what breaks the session."""
         try:
             self.habits.pipelines = self.bears(self.habits.pipelines)
-        except FtpPassing:
-            if not self.reused:  # else it may have been closed while nobody used it
+        except FtpPassing as error:
+            # What ends a session that was kept may have done so while nobody used it; silence does not.
+            if not self.reused or isinstance(error.__cause__, socket.timeout):
                 self.habits.pipelines = False
             raise
         return self.habits.pipelines

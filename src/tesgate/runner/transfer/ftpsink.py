@@ -27,6 +27,7 @@ from .ftprename import (
     FtpItem,
     NotTaken,
     aside_name,
+    between,
     can_tell,
     joined,
     parent_of,
@@ -347,7 +348,7 @@ class FtpSink:
         aside = joined(parent_of(target), aside_name(item.temporary))
         covered()
         session.sendcmd("RNFR " + target)
-        covered()
+        between(session, covered)
         item.aside = True
         try:
             session.voidcmd("RNTO " + aside)

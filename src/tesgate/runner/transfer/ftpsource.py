@@ -179,6 +179,8 @@ class FtpSource:
                     if progress.offset != file.size or os.fstat(target).st_size != file.size:
                         return
                 del left[0]
+                if session.broken:
+                    return  # the file is whole, but its last word did not come
 
     def _download(self, item: Input, spot: FtpUrl, file: _File, target: int, shown: str, stop: Stop) -> List[str]:
         progress = Progress(total=file.size)

@@ -249,7 +249,10 @@ class Stager:
         return await run_one(all_sinks)
 
     async def discard(self, prepared: Union[Prepared, Sequence[str]]) -> List[str]:
-        """Remove what was not published, given as such or as the journalled names; returns names to ask for again."""
+        """Remove what was not published, given as such or as the journalled names; returns names to ask for again.
+
+        A cancel ends it before the next storage is asked.
+        """
         names = prepared.temporaries if isinstance(prepared, Prepared) else list(prepared)
         if not names:
             return []
@@ -257,6 +260,7 @@ class Stager:
         def all_sinks(stop: Stop) -> List[str]:
             left: List[str] = []
             for storage in {id(storage): storage for storage in self._storages.values()}.values():
+                stop.check()
                 if (sink := self._sink_of(storage)) is not None:
                     left += sink.discard(names)
             return left

@@ -229,8 +229,11 @@ class Storing:
             try:
                 _unlink(name, parent)
             except OSError as error:
-                _log.warning("the temporary file %s of an output is left for now: %s", path, error)
-                left.append(path)
+                if passing(error):
+                    _log.warning("the temporary file %s of an output is left for now: %s", path, error)
+                    left.append(path)
+                else:
+                    _log.error("the temporary file %s of an output stays there, remove it by hand: %s", path, error)
             finally:
                 os.close(parent)
         return left
