@@ -69,12 +69,14 @@ def run(data_dir: Path, *, runtime: str, keep: bool, timeout: float) -> int:
         code = _tasks(gateway, found, files, address, there, console, say, timeout)
         if not keep:
             gateway.stop()
-        _closing(gateway, files, say, keep=keep)
-        if keep:
-            try:
+        try:
+            _closing(gateway, files, say, keep=keep)
+            if keep:
                 gateway.wait()
-            except KeyboardInterrupt:
-                say("Stopping the gateway …", "dim")
+        except KeyboardInterrupt:
+            if not keep:
+                raise
+            say("Stopping the gateway …", "dim")
     return code
 
 

@@ -214,8 +214,7 @@ class ObjectStore:
         if known is None and endpoint.region is None and endpoint.url is None:
             known = named_in(answer)
             if known is None:
-                self._regions.guess(bucket, USUAL)
-                return USUAL
+                return USUAL  # perhaps not: nothing is remembered, for Amazon names it as soon as it can
         if known is None and answer.get("ResponseMetadata", {}).get("HTTPStatusCode") != 200:
             known = endpoint.region or USUAL
             self._regions.guess(bucket, known)
