@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 
@@ -17,7 +19,7 @@ import httpx
 import psutil
 import pytest
 
-from tesgate.cli.demo import image
+from tesgate.cli.demo import image, server
 from tesgate.cli.demo.engine import find_engine
 from tesgate.cli.demo.reads import count_reads, gc_by_chunk
 from tesgate.cli.demo.run import CHUNK, EXAMPLES, WITH_STORES, check, prepare, task_of
@@ -43,34 +45,90 @@ def test_demo(runtime: str, tmp_path: Path, request: pytest.FixtureRequest) -> N
     assert done.stdout.count("the results are right") == len(EXAMPLES) + 1
     assert (tmp_path / "files/results/read_counts.tsv").read_text() == "sample_a\t12000\nsample_b\t8000\n"
     assert len(list((tmp_path / "files/results/sums").iterdir())) == 4
-    (url,) = re.findall(r"^Gateway  (\S+)", done.stdout, re.MULTILINE)
-    with pytest.raises(httpx.ConnectError):
-        httpx.get(url)
+    nothing_is_left(tmp_path)
+
+
+def nothing_is_left(directory: Path) -> None:
+    deadline = time.monotonic() + 30
+    while left := [p for p in psutil.process_iter(["cmdline"]) if str(directory) in " ".join(p.info["cmdline"] or [])]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def kept(directory: Path, until: str) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
+    """A demo that goes on, and its lines up to the one that is wanted; nothing of it is left behind."""
+    command = [sys.executable, "-m", "tesgate.cli", "demo", "--data-dir", str(directory), "--keep"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        lines = []
+        try:
+            for line in process.stdout:
+                lines.append(line)
+                if until in line:
+                    break
+            yield process, lines
+        finally:
+            process.kill()
+    nothing_is_left(directory)
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+    said, _ = process.communicate(timeout=40)
+    return process.returncode, said
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 0), (signal.SIGHUP, 129)])
 def test_keep_goes_on_until_it_is_interrupted(number: signal.Signals, code: int, tmp_path: Path) -> None:
     engine_or_skip("auto")
-    command = [sys.executable, "-m", "tesgate.cli", "demo", "--data-dir", str(tmp_path), "--keep"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        lines = []
-        for line in process.stdout:
-            lines.append(line)
-            if "The gateway goes on" in line:
-                break
+    with kept(tmp_path, "The gateway goes on") as (process, lines):
         (url,) = re.findall(r"^API +(\S+)", "".join(lines), re.MULTILINE)
-        assert httpx.get(url + "/tasks?state=COMPLETE").json()["tasks"]
+        assert len(httpx.get(url + "/tasks?state=COMPLETE").json()["tasks"]) == len(EXAMPLES) + 1, lines
         process.send_signal(number)
+        assert ended(process)[0] == code, lines
+
+
+@pytest.mark.slow
+def test_keep_ends_with_the_tasks_that_are_interrupted(tmp_path: Path) -> None:
+    engine_or_skip("auto")
+    with kept(tmp_path, "hello") as (process, _):
+        process.send_signal(signal.SIGINT)
+        code, said = ended(process)
+    assert code == 130
+    assert "The gateway is stopped" in said
+
+
+@pytest.mark.slow
+def test_a_gateway_that_ends_by_itself_is_said(tmp_path: Path) -> None:
+    engine_or_skip("auto")
+    with kept(tmp_path, "The gateway goes on") as (process, _):
+        (gateway,) = (
+            p
+            for p in psutil.process_iter(["cmdline"])
+            if {"serve", f"{tmp_path}/gateway"} <= set(p.info["cmdline"] or [])
+        )
+        gateway.terminate()
+        code, said = ended(process)
+    assert code == 3
+    assert "The gateway ended by itself" in said
+
+
+@pytest.mark.slow
+def test_a_port_that_another_has_taken_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other one answers like a gateway; two demos that start at one time meet so."""
+    with server.web_server(tmp_path) as other:
+        monkeypatch.setattr(server, "_PORT", int(other.rpartition(":")[2]))
+        monkeypatch.setattr(server, "_is_free", lambda _: True)
+        (tmp_path / "gateway").mkdir(mode=0o700)
+        gateway = server.Gateway(home=tmp_path, files=tmp_path, runtime="none", hosts=[], environment={})
         try:
-            assert process.wait(40) == code
+            gateway.start()
+            assert not gateway.url.endswith(other)
+            assert httpx.get(f"{gateway.url}/ga4gh/tes/v1/service-info").json()["type"]["artifact"] == "tes"
+            assert gateway.command.endswith(gateway.url.rpartition(":")[2])
         finally:
-            process.kill()
-    deadline = time.monotonic() + 30
-    while left := [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(p.info["cmdline"] or [])]:
-        assert time.monotonic() < deadline, left
-        time.sleep(0.1)
+            gateway.stop()
 
 
 def test_results_are_really_checked(tmp_path: Path) -> None:

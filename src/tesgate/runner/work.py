@@ -6,7 +6,7 @@ import logging
 import os
 from dataclasses import dataclass
 from functools import partial
-from typing import Callable, Dict, List, Optional, Tuple
+from typing import Callable, Dict, Optional, Tuple
 
 import anyio
 import anyio.to_thread
@@ -216,23 +216,12 @@ class Work:
             raise Failed(verdict.sentence or "executor %d has no result" % index)
         if self._plan.collect:
             root = os.path.join(self._dir, "rw")
-            self._record.notes(await self._collect(step.name, root))
+            self._record.notes(await self._tools.runtime.collect(step.name, self._plan.collect, root))
         if verdict.sentence is not None:
             self._record.note(verdict.sentence)
         self.show_end(index, verdict.kind, verdict.exit_code, ending)
         self._reporter.changed()
         return verdict.kind
-
-    async def _collect(self, name: str, root: str) -> List[str]:
-        """Copy out of the container; Podman cannot for a moment while it ends (its mount namespace is gone)."""
-        for pause in (0.1, 0.3, 1.0, 2.0):
-            try:
-                return await self._tools.runtime.collect(name, self._plan.collect, root)
-            except RuntimeFault as exc:
-                if not exc.transient:
-                    raise
-                await anyio.sleep(pause)
-        return await self._tools.runtime.collect(name, self._plan.collect, root)
 
     def step(self, index: int) -> Step:
         """Return executor `index` as something that can be launched and waited for."""

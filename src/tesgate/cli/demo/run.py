@@ -16,7 +16,7 @@ from rich.console import Console
 from tesgate.cli.client import TesClient
 from tesgate.cli.demo.engine import Found, find_engine
 from tesgate.cli.demo.reads import count_beginning, count_reads, gc_by_chunk, write_reads
-from tesgate.cli.demo.server import Gateway, free_port, web_server
+from tesgate.cli.demo.server import Gateway, web_server
 from tesgate.cli.demo.stores import BARCODES, BUCKET, Stores, missing_packages, stores
 from tesgate.cli.documents import fill, read_document
 from tesgate.cli.failure import Exit, Failure
@@ -59,7 +59,6 @@ def run(data_dir: Path, *, runtime: str, keep: bool, timeout: float) -> int:
             files=files,
             runtime=found.runtime,
             hosts=[address] if there is None else [address, there.ftp],
-            port=free_port(),
             environment={} if there is None else there.environment(),
         )
         stack.callback(gateway.stop)
@@ -67,12 +66,16 @@ def run(data_dir: Path, *, runtime: str, keep: bool, timeout: float) -> int:
         gateway.start()
         say(f"Gateway  {gateway.url} (started in {time.monotonic() - start:.1f} s)\n")
         code = _tasks(gateway, found, files, address, there, console, say, timeout)
+        keep = keep and code != Exit.INTERRUPTED
         if not keep:
             gateway.stop()
         try:
             _closing(gateway, files, say, keep=keep)
             if keep:
                 gateway.wait()
+                raise Failure(
+                    f"The gateway ended by itself; its log {gateway.log} ends so:\n{gateway.tail()}", Exit.SYSTEM_ERROR
+                )
         except KeyboardInterrupt:
             if not keep:
                 raise

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import http.server
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -18,12 +19,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tesgate.cli.client import TesClient, Unreachable
 from tesgate.cli.failure import Exit, Failure
 
-__all__ = ["Gateway", "free_port", "web_server"]
+__all__ = ["Gateway", "said", "web_server"]
 
 _START_SECONDS = 60.0
+_PORT = 8000
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):
@@ -45,27 +46,38 @@ def web_server(directory: Path) -> Iterator[str]:
             thread.join()
 
 
-def free_port(preferred: int = 8000) -> int:
-    """A free loopback port; `preferred` if it is free."""
-    for port in (preferred, 0):
-        with contextlib.suppress(OSError), socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("127.0.0.1", port))
-            return int(probe.getsockname()[1])
-    raise Failure("No port is free on 127.0.0.1.", Exit.SYSTEM_ERROR)
+def said(log: Path, pattern: str) -> str | None:
+    """The first group of a pattern in what a server has written.
+
+    A server that takes its port itself says so there. A port that was found free and given to it may be another's by
+    then, and that other would answer for it.
+    """
+    with contextlib.suppress(OSError):
+        if found := re.search(pattern, log.read_text("utf-8", "replace")):
+            return found[1]
+    return None
+
+
+def _is_free(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(("127.0.0.1", port))
+        return True
+    return False
 
 
 class Gateway:
     """``tesgate serve`` as a process of its own, with its log in a file."""
 
     def __init__(
-        self, *, home: Path, files: Path, runtime: str, hosts: Sequence[str], port: int, environment: Mapping[str, str]
+        self, *, home: Path, files: Path, runtime: str, hosts: Sequence[str], environment: Mapping[str, str]
     ) -> None:
         """`hosts`: ``host:port`` of servers on loopback that tasks may use. `environment`: settings besides."""
-        self.url = f"http://127.0.0.1:{port}"
+        self.url = ""
+        """Where it listens, once it has started."""
         self.log = home / "gateway.log"
-        self.arguments = [
-            *("serve", "--host", "127.0.0.1", "--port", str(port), "--runtime", runtime),
+        self._arguments = [
+            *("serve", "--host", "127.0.0.1", "--runtime", runtime),
             *("--data-dir", str(home / "gateway"), "--file-root", f"demo={files}"),
         ]
         # Settings of the user's own gateway must not reach this one.
@@ -80,13 +92,21 @@ class Gateway:
     @property
     def command(self) -> str:
         """For people: how to start it again."""
-        return shlex.join([self.program, *self.arguments])
+        return shlex.join([self.program, *self._arguments, "--port", self.url.rpartition(":")[2]])
 
     def start(self) -> None:
-        """Start it and wait until it answers. Raises `Failure` with the end of its log."""
+        """Start it at the usual port, or at another where that is taken. Raises `Failure` with the end of its log."""
+        if _is_free(_PORT) and self._start(_PORT):
+            return
+        # Whoever was faster has the usual port now.
+        if not self._start(0):
+            raise Failure(f"The gateway ended at its start; its log {self.log} says:\n{self.tail()}", Exit.SYSTEM_ERROR)
+
+    def _start(self, port: int) -> bool:
+        """Whether it listens. Raises `Failure` where it does neither that nor end."""
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tesgate.cli", *self.arguments],
+                [sys.executable, "-m", "tesgate.cli", *self._arguments, "--port", str(port)],
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -94,21 +114,19 @@ class Gateway:
                 start_new_session=True,  # Ctrl-C is for the demo, which then stops the gateway in order
             )
         deadline = time.monotonic() + _START_SECONDS
-        with TesClient(self.url, timeout=5.0) as client:
-            while True:
-                if self._process.poll() is not None:
-                    raise Failure(f"The gateway ended at its start; its log {self.log} says:\n{self.tail()}", 3)
-                try:
-                    client.service_info()
-                    return
-                except Unreachable:
-                    if time.monotonic() > deadline:
-                        raise Failure(
-                            f"The gateway did not answer within {_START_SECONDS:g} s; its log {self.log} says:\n"
-                            f"{self.tail()}",
-                            3,
-                        ) from None
-                    time.sleep(0.05)
+        while True:
+            ended = self._process.poll() is not None
+            if url := said(self.log, r"(?m)^tesgate \S+ listens on (http://\S+) "):
+                self.url = url
+                return True
+            if ended:
+                return False
+            if time.monotonic() > deadline:
+                raise Failure(
+                    f"The gateway did not listen within {_START_SECONDS:g} s; its log {self.log} says:\n{self.tail()}",
+                    Exit.SYSTEM_ERROR,
+                )
+            time.sleep(0.05)
 
     def wait(self) -> int:
         """Until it ends by itself."""

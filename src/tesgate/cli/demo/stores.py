@@ -13,12 +13,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from ftplib import FTP
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import quote
 
 import httpx
 
-from tesgate.cli.demo.server import free_port
+from tesgate.cli.demo.server import said
 from tesgate.cli.failure import Exit, Failure
+
+T = TypeVar("T")
 
 __all__ = ["BARCODES", "BUCKET", "Stores", "missing_packages", "stores"]
 
@@ -75,16 +78,16 @@ def stores(home: Path, reads: Path) -> Iterator[Stores]:
     for name, code in BARCODES.items():
         (directory / "barcodes" / f"{name}.txt").write_text(f"{code}\n", "ascii")
     with contextlib.ExitStack() as stack:
-        s3_port, ftp_port = free_port(0), free_port(0)
-        stack.enter_context(_process(home / "s3.log", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(s3_port)))
+        s3_log, ftp_log = home / "s3.log", home / "ftp.log"
+        stack.enter_context(_process(s3_log, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"))
         stack.enter_context(
-            _process(
-                home / "ftp.log", "-m", "pyftpdlib", "-i", "127.0.0.1", "-p", str(ftp_port), "-w", "-d", str(directory)
-            )
+            _process(ftp_log, "-m", "pyftpdlib", "-i", "127.0.0.1", "-p", "0", "-w", "-d", str(directory))
         )
-        made = Stores(f"http://127.0.0.1:{s3_port}", f"127.0.0.1:{ftp_port}", directory)
-        _wait(home / "s3.log", lambda: httpx.put(f"{made.s3}/{BUCKET}", headers=_KEY).status_code == 200)
-        _wait(home / "ftp.log", lambda: _greets(ftp_port))
+        s3 = _wait(s3_log, lambda: said(s3_log, r"Running on http://127\.0\.0\.1:(\d+)"))
+        ftp = _wait(ftp_log, lambda: said(ftp_log, r"starting FTP server on 127\.0\.0\.1:(\d+)"))
+        made = Stores(f"http://127.0.0.1:{s3}", f"127.0.0.1:{ftp}", directory)
+        _wait(s3_log, lambda: httpx.put(f"{made.s3}/{BUCKET}", headers=_KEY).status_code == 200)
+        _wait(ftp_log, lambda: _greets(int(ftp)))
         with reads.open("rb") as file:
             stored = httpx.put(f"{made.s3}/{BUCKET}/reads/{reads.name}", content=file.read(), headers=_KEY)
         if stored.status_code != 200:
@@ -121,12 +124,13 @@ def _process(log: Path, *arguments: str) -> Iterator[None]:
                 process.kill()
 
 
-def _wait(log: Path, is_there: Callable[[], bool]) -> None:
+def _wait(log: Path, what: Callable[[], T | None]) -> T:
+    """What comes of `what`, when there is something. Raises `Failure`."""
     deadline = time.monotonic() + _START_SECONDS
     while True:
         with contextlib.suppress(OSError, EOFError, httpx.HTTPError):
-            if is_there():
-                return
+            if made := what():
+                return made
         if time.monotonic() > deadline:
             raise Failure(f"A server of the demo does not answer; its log is {log}.", Exit.SYSTEM_ERROR)
         time.sleep(0.05)

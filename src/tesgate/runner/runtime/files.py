@@ -18,6 +18,8 @@ from .engine import Engine, EngineError, Stream, in_path
 __all__ = ["ContainerFiles"]
 
 _IDLE = 120.0
+_ENDING = 60.0
+"""Seconds for which a container may be about to end, once all of its processes have."""
 _LINKS = 8
 _DELETED, _ADDED = 2, 1
 
@@ -30,6 +32,10 @@ class ContainerFiles:
 
     async def collect(self, name: str, items: List[Collect], root: str) -> List[str]:
         """`Runtime.collect`. A path that does not exist is no fault: whoever stores outputs says so."""
+        if not items:
+            return []
+        # Podman cannot copy while a container ends: its mount namespace is gone, and it is not stopped yet.
+        await self._engine.call_stream(_bound(self._until_ended, name), timeout=_ENDING)
         notes: List[str] = []
         paths: List[str] = []
         patterns = [item.path for item in items if item.pattern]
@@ -40,6 +46,15 @@ class ContainerFiles:
         for path in dict.fromkeys(paths):
             notes += await self._engine.call_stream(_bound(self._fetch, name, path, root), timeout=_IDLE)
         return notes
+
+    def _until_ended(self, stream: Stream, name: str) -> None:
+        try:
+            self._engine.open(stream, "POST", "/containers/%s/wait" % in_path(name))
+            stream.read()
+        except EngineError as error:
+            raise _collect_fault(name, error) from error
+        except (HTTPError, OSError) as error:
+            raise self._engine.gone(error) from error
 
     async def restore(self, name: str, items: List[Collect], root: str, binds: List[Bind]) -> None:
         """`Runtime.restore`, for a container that exists and was never started."""
