@@ -5,13 +5,14 @@ from __future__ import annotations
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import asyncpg
 import httpx
 
-__all__ = ["ENDED", "Api", "Process", "wait_for"]
+__all__ = ["ENDED", "Api", "Process", "begun", "wait_for"]
 
 T = TypeVar("T")
 
@@ -31,6 +32,20 @@ def wait_for(what: str, ask: Callable[[], T], seconds: float = 60.0, pause: floa
             last = error
         assert time.monotonic() < deadline, f"waited {seconds:g} s for {what}; last: {last!r}"
         time.sleep(pause)
+
+
+def begun(command: Sequence[str], variables: Mapping[str, str], place: Path, name: str) -> subprocess.Popen[str]:
+    """A client's program with these variables alone; what it says goes into a file ``name.said`` of `place`."""
+    with (place / f"{name}.said").open("w") as said:
+        return subprocess.Popen(
+            command,
+            cwd=place,
+            env=variables,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=said,
+            text=True,
+        )
 
 
 class Process:

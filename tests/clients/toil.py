@@ -22,6 +22,7 @@ import tes
 from tests.beds.venvs import environment
 from tests.e2e.harness import Gateway, wait_for
 from tests.e2e.test_cwl_tes import SLEEP, TOOLS
+from tests.serving import begun
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -62,16 +63,7 @@ class Site:
         }
         if self.first is not None:
             variables["PYTHONPATH"] = str(self.first)
-        with (self.place / f"{words[0]}.said").open("w") as said:
-            return subprocess.Popen(
-                command,
-                cwd=self.place,
-                env=variables,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=said,
-                text=True,
-            )
+        return begun(command, variables, self.place, words[0])
 
     def said(self, name: str) -> str:
         return (self.place / f"{name}.said").read_text()

@@ -14,6 +14,7 @@ import pytest
 
 from tests import beds
 from tests.e2e.harness import Gateway, gateway_of, wait_for
+from tests.serving import begun
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -102,16 +103,7 @@ class Site:
     def begin(self, *words: str) -> subprocess.Popen[str]:
         command = [str(self.program), "--tes", f"http://127.0.0.1:{self.gateway.port}", "--outdir", "out", *words]
         environment = {"PATH": os.environ["PATH"], "HOME": str(self.place), "TMPDIR": str(self.place)}
-        with (self.place / f"{words[-1]}.said").open("w") as said:
-            return subprocess.Popen(
-                command,
-                cwd=self.place,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=said,
-                text=True,
-            )
+        return begun(command, environment, self.place, words[-1])
 
     def said(self, name: str) -> str:
         return (self.place / f"{name}.said").read_text()

@@ -9,7 +9,7 @@ from typing import Any
 
 from tesgate.model.room import AgentRoom, Need
 from tesgate.store.database import WITHIN_WRITE, Database, Row
-from tesgate.store.gather import Gather
+from tesgate.store.gather import Gather, one_of_each
 from tesgate.store.queries import load_queries
 
 __all__ = ["AgentRow", "AgentStore", "Known", "NewAgent", "Silence", "Stranded", "room_of"]
@@ -160,32 +160,20 @@ class AgentStore:
         return await self._heard.call(_Poll(agent_id, session, number, draining, pool))
 
     async def _hear_batch(self, batch: Sequence[_Poll]) -> list[bool | Exception | None]:
-        results: list[bool | Exception | None] = [None] * len(batch)
-        left = list(range(len(batch)))
-        while left:
-            # An agent that is there twice (a copy of a poll) goes into a statement of its own, after the first.
-            chosen = {batch[index].agent_id: index for index in reversed(left)}
-            part = [batch[index] for index in chosen.values()]
-            try:
-                rows = await self._database.fetch(
-                    self._sql["hear_agent"],
-                    [poll.agent_id for poll in part],
-                    [poll.session for poll in part],
-                    [poll.number for poll in part],
-                    [poll.draining for poll in part],
-                    [poll.pool for poll in part],
-                    within=WITHIN_WRITE,
-                )
-            except Exception as exc:
-                if len(left) == len(batch):
-                    raise
-                for index in left:
-                    results[index] = exc
-                return results
-            for row in rows:
-                results[chosen[row["id"]]] = row["newest"]
-            left = [index for index in left if index not in chosen.values()]
-        return results
+        async def ask(part: list[_Poll]) -> dict[str, bool]:
+            rows = await self._database.fetch(
+                self._sql["hear_agent"],
+                [poll.agent_id for poll in part],
+                [poll.session for poll in part],
+                [poll.number for poll in part],
+                [poll.draining for poll in part],
+                [poll.pool for poll in part],
+                within=WITHIN_WRITE,
+            )
+            return {row["id"]: row["newest"] for row in rows}
+
+        # An agent can be there twice by a copy of a poll.
+        return await one_of_each(batch, lambda poll: poll.agent_id, ask)
 
     async def list_open(self) -> list[AgentRow]:
         """All agents that are not lost, with their room."""

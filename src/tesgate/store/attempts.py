@@ -11,7 +11,7 @@ import pydantic_core
 
 from tesgate.model.placement import Pick
 from tesgate.store.database import WITHIN_WRITE, Database
-from tesgate.store.gather import Gather
+from tesgate.store.gather import Gather, one_of_each
 from tesgate.store.queries import load_queries
 
 __all__ = ["Assigned", "AttemptStore", "Closed", "Held", "Holder", "Order", "Said", "Words", "words_of"]
@@ -204,38 +204,22 @@ class AttemptStore:
     async def _say(
         self, name: str, batch: Sequence[_Message], more: Callable[[Sequence[_Message]], list[Any]]
     ) -> list[Said | Exception | None]:
-        """One statement for all; a task that is there twice goes into a statement of its own, after the first.
+        async def ask(part: list[_Message]) -> dict[str, Said]:
+            rows = await self._database.fetch(
+                self._sql[name],
+                [message.task_id for message in part],
+                [message.number for message in part],
+                [message.words.instance for message in part],
+                [message.words.version for message in part],
+                [_json(message.words.snapshot) for message in part],
+                [None if message.words.tails is None else _json(message.words.tails) for message in part],
+                *more(part),
+                idempotent=True,
+                within=WITHIN_WRITE,
+            )
+            return {row["task_id"]: Said(row["stop"], row["leased"], row["done"]) for row in rows}
 
-        Once one was committed nothing is raised any more: who was heard is told so.
-        """
-        results: list[Said | Exception | None] = [None] * len(batch)
-        left = list(range(len(batch)))
-        while left:
-            chosen = {batch[index].task_id: index for index in reversed(left)}
-            part = [batch[index] for index in chosen.values()]
-            try:
-                rows = await self._database.fetch(
-                    self._sql[name],
-                    [message.task_id for message in part],
-                    [message.number for message in part],
-                    [message.words.instance for message in part],
-                    [message.words.version for message in part],
-                    [_json(message.words.snapshot) for message in part],
-                    [None if message.words.tails is None else _json(message.words.tails) for message in part],
-                    *more(part),
-                    idempotent=True,
-                    within=WITHIN_WRITE,
-                )
-            except Exception as exc:
-                if len(left) == len(batch):
-                    raise
-                for index in left:
-                    results[index] = exc
-                return results
-            for row in rows:
-                results[chosen[row["task_id"]]] = Said(row["stop"], row["leased"], row["done"])
-            left = [index for index in left if index not in chosen.values()]
-        return results
+        return await one_of_each(batch, lambda message: message.task_id, ask)
 
     async def close(
         self,

@@ -10,14 +10,15 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from typing import Any, Generic, TypeVar, cast
 
 from tesgate.store.errors import DatabaseUnavailable
 
-__all__ = ["Gather"]
+__all__ = ["Gather", "one_of_each"]
 
 Request = TypeVar("Request")
+Key = TypeVar("Key", bound=Hashable)
 Result = TypeVar("Result")
 
 PAUSE_SECONDS = 0.1
@@ -135,6 +136,35 @@ class Gather(Generic[Request, Result]):
             results = [RuntimeError(f"a batch of {len(batch)} had {len(results)} results")] * len(batch)
         for (_, future, _), result in zip(batch, results, strict=True):
             _settle(future, result)
+
+
+async def one_of_each(
+    batch: Sequence[Request],
+    key: Callable[[Request], Key],
+    ask: Callable[[list[Request]], Awaitable[Mapping[Key, Result]]],
+) -> list[Result | Exception | None]:
+    """The results of a batch by statements that take each key once; None: the statement had no row for it.
+
+    A request whose key is there twice goes into a statement of its own, after the first. Once one was committed nothing
+    is raised any more: who was heard is told so.
+    """
+    results: list[Result | Exception | None] = [None] * len(batch)
+    left = list(range(len(batch)))
+    while left:
+        chosen = {key(batch[index]): index for index in reversed(left)}
+        try:
+            answers = await ask([batch[index] for index in chosen.values()])
+        except Exception as exc:
+            if len(left) == len(batch):
+                raise
+            for index in left:
+                results[index] = exc
+            return results
+        for name, answer in answers.items():
+            results[chosen[name]] = answer
+        taken = set(chosen.values())
+        left = [index for index in left if index not in taken]
+    return results
 
 
 def _settle(future: asyncio.Future[Any], result: object) -> None:

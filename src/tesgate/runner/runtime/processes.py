@@ -7,7 +7,7 @@ import select
 import signal
 import time
 from dataclasses import dataclass
-from typing import List, Optional, Set
+from typing import Iterator, List, Optional, Set, Tuple
 
 __all__ = ["Process", "boot_id", "children_of", "find_by_environment", "start_ticks", "values_in_environments"]
 
@@ -40,36 +40,35 @@ def _runs(pid: str, program: str) -> bool:
     return os.path.basename(exe) == os.path.basename(os.path.realpath(program))
 
 
-def find_by_environment(entry: str, *, program: str) -> List[int]:
-    """Pids of our user's living processes of `program` that were started with ``entry`` (``KEY=value``)."""
-    wanted = os.fsencode(entry)
-    found: List[int] = []
+def _environments(program: str) -> Iterator[Tuple[int, List[bytes]]]:
+    """Pids of our user's living processes of `program`, each with what it was started with.
+
+    Nobody else's is read: a gateway that runs as our user has the keys of its stores there.
+    """
     for name in os.listdir("/proc"):
         if not name.isdigit():
             continue
         try:
+            if not _runs(name, program):
+                continue
             with open("/proc/%s/environ" % name, "rb") as stream:
-                if wanted in stream.read().split(b"\0") and _runs(name, program):
-                    found.append(int(name))
+                entries = stream.read().split(b"\0")
         except OSError:
             continue  # another user's, or gone
-    return found
+        yield int(name), entries
+
+
+def find_by_environment(entry: str, *, program: str) -> List[int]:
+    """Pids of our user's living processes of `program` that were started with ``entry`` (``KEY=value``)."""
+    wanted = os.fsencode(entry)
+    return [pid for pid, entries in _environments(program) if wanted in entries]
 
 
 def values_in_environments(key: str, *, program: str) -> Set[str]:
     """What the variable `key` is set to in our user's living processes of `program`, as they were started."""
     start = os.fsencode(key + "=")
-    found: Set[str] = set()
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            try:
-                with open("/proc/%s/environ" % name, "rb") as stream:
-                    values = [entry for entry in stream.read().split(b"\0") if entry.startswith(start)]
-                if values and _runs(name, program):
-                    found.update(os.fsdecode(entry[len(start) :]) for entry in values)
-            except OSError:
-                continue  # another user's, or gone
-    return found
+    found = (entry for _, entries in _environments(program) for entry in entries if entry.startswith(start))
+    return {os.fsdecode(entry[len(start) :]) for entry in found}
 
 
 def children_of(pid: int) -> List[int]:
