@@ -214,11 +214,11 @@ class Fetcher:
             size, check = piece.at, piece.sum
         else:
             check = self._ranges(remote, handle, size, None if known is None else known[0])
-        if os.fstat(handle).st_size != size:
-            raise StagingError(
-                "input %s has another length on disk than the %d bytes that were received." % (remote.shown, size),
-                transient=True,
-            )
+            if os.fstat(handle).st_size != size:
+                raise StagingError(
+                    "input %s has another length on disk than the %d bytes that were received." % (remote.shown, size),
+                    transient=True,
+                )
         if known is not None and check is not None and check.base64() != known[1]:
             raise _Wrong(known[0])
         return size

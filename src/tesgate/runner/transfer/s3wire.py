@@ -21,6 +21,8 @@ _CHUNK = 256 << 10
 _SLICE_MS = 100
 _IDLE = 20.0
 """Seconds after which an idle connection is not used again: many servers close after 60, balancers after 30."""
+_FRESH = 0.05
+"""Seconds for which it is used without a look: a request that meets its end all the same is sent again."""
 _STATUS = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([^\r\n]*))?")
 
 
@@ -64,8 +66,11 @@ class Connection:
 
     def is_stale(self) -> bool:
         """Say whether the server closed it (or said something unasked) while it was idle."""
-        if time.monotonic() - self.idle_since > _IDLE or self.buffer:
+        idle = time.monotonic() - self.idle_since
+        if idle > _IDLE or self.buffer:
             return True
+        if idle < _FRESH:
+            return False
         poll = select.poll()
         poll.register(self.sock, select.POLLIN)
         return bool(poll.poll(0))
@@ -105,19 +110,23 @@ class Connection:
         `patience`: seconds in which the next piece must have gone.
         """
         try:
-            self.sock.settimeout(patience())
+            self._wait_at_most(patience())
             if isinstance(body, bytes):
                 self.sock.sendall(head + body)
                 whole = True
             else:
                 self.sock.sendall(head)
                 whole = self._file_secure(body, check, patience) if self.secure else self._file(body, check)
-            self.sock.settimeout(self.settings.read_timeout)
+            self._wait_at_most(self.settings.read_timeout)
             return whole
         except socket.timeout:
             raise Broken("the store took no more bytes") from None
         except (OSError, ValueError) as error:
             raise Broken(reason_of(error), unused=self.used) from None
+
+    def _wait_at_most(self, seconds: float) -> None:
+        if self.sock.gettimeout() != seconds:  # setting it is a system call, and lets go of the interpreter
+            self.sock.settimeout(seconds)
 
     def _file(self, body: FilePart, check: Callable[[], None]) -> bool:
         poll = select.poll()
