@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -210,6 +211,26 @@ def test_what_an_attempt_left_is_removed_also_when_the_gateway_has_given_it_up(w
         world.prepare(output, tag="tg-x-2")
     anyio.run(world.stager().discard, prepared.temporaries)
     assert not list(server.root.glob(".tesgate-*"))
+
+
+def test_an_agent_that_ends_waits_for_no_silent_server(world: World, server: Faulty) -> None:
+    world.ftp = world.ftp.__class__(read_timeout=1000.0, reply_timeout=1000.0)
+    (world.rw / "o").write_bytes(b"x")
+    prepared = world.prepare(world.to("/o", server.url("o")))
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        elsewhere = [trace.replace(f":{server.port}", f":{port}") for trace in prepared.temporaries]
+        world._urls = ([], [world.to("/o", server.url("o").replace(f":{server.port}", f":{port}"))])
+
+        async def run() -> None:
+            with anyio.fail_after(20):
+                async with anyio.create_task_group() as group:
+                    group.start_soon(world.stager().discard, elsewhere)
+                    connection, _ = await anyio.to_thread.run_sync(silent.accept)
+                    group.cancel_scope.cancel()
+                connection.close()
+
+        anyio.run(run)
 
 
 def test_what_is_left_is_removed_with_the_tls_that_it_was_stored_with(

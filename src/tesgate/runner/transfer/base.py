@@ -123,10 +123,11 @@ class Sink(Protocol):
         """
         ...
 
-    def discard(self, traces: Sequence[str]) -> List[str]:
+    def discard(self, traces: Sequence[str], stop: Stop) -> List[str]:
         """Remove what was not published; returns those traces whose storage is away, to be asked again.
 
-        Traces of other sinks are left alone; what is gone is success.
+        Traces of other sinks are left alone; what is gone is success. Once somebody wants to stop, the rest of a sink
+        whose storage takes time stays, or is among what is returned.
         """
         ...
 

@@ -366,7 +366,7 @@ class FtpSink:
 
     # -- what is left ------------------------------------------------------------------------------------------
 
-    def discard(self, traces: Sequence[str]) -> List[str]:
+    def discard(self, traces: Sequence[str], stop: Stop) -> List[str]:
         """Remove temporary files by their traces. A server that does not answer is logged."""
         found: Dict[Tuple[str, str], Tuple[FtpUrl, str, Dict[str, Set[str]], Dict[str, str]]] = {}
         of: Dict[Tuple[str, str], List[str]] = {}
@@ -388,8 +388,9 @@ class FtpSink:
                 of.setdefault((server, url), []).append(trace)
         if not found:
             return left
-        stop = Stop()
-        timer = threading.Timer(_DISCARD_SECONDS, stop.set)
+        limit = Stop()
+        wish = stop.add(limit.set)
+        timer = threading.Timer(_DISCARD_SECONDS, limit.set)
         timer.daemon = True
         timer.start()
         try:
@@ -400,7 +401,7 @@ class FtpSink:
                         url,
                         "temporary files",
                         partial(remove_left, names=names),
-                        stop,
+                        limit,
                         tries=_DISCARD_TRIES,
                         alone=known,
                     )
@@ -410,6 +411,7 @@ class FtpSink:
                         left += of[key]
         finally:
             timer.cancel()
+            stop.remove(wish)
             self._attempt.close()
         return left
 

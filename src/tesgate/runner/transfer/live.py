@@ -161,6 +161,6 @@ class LiveSink:
                 raise LeaseLost("the publish lease ran out before the outputs were listed")
             item.done = True
 
-    def discard(self, traces: Sequence[str]) -> List[str]:
+    def discard(self, traces: Sequence[str], stop: Stop) -> List[str]:
         """Nothing was put anywhere."""
         return []

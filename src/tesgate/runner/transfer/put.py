@@ -101,7 +101,7 @@ class WebSink:
         finally:
             pools.clear()
 
-    def discard(self, traces: Sequence[str]) -> List[str]:
+    def discard(self, traces: Sequence[str], stop: Stop) -> List[str]:
         """Nothing is ever left behind."""
         return []
 

@@ -278,7 +278,7 @@ class ObjectSink:
 
     # -- afterwards --------------------------------------------------------------------------------------------
 
-    def discard(self, traces: Sequence[str]) -> List[str]:
+    def discard(self, traces: Sequence[str], stop: Stop) -> List[str]:
         """Abort uploads. One that cannot be is left to the gateway's own sweep."""
         uploads: List[Upload] = []
         for trace in traces:
@@ -289,7 +289,7 @@ class ObjectSink:
                 except (ValueError, KeyError, TypeError):
                     continue
         for begin in range(0, len(uploads), ABORTED_AT_ONCE):
-            why = self._access.abort(uploads[begin : begin + ABORTED_AT_ONCE], Stop())
+            why = self._access.abort(uploads[begin : begin + ABORTED_AT_ONCE], stop)
             if why is not None:
                 _log.warning("uploads of outputs are left to the gateway's sweep: %s", why)
                 break

@@ -251,7 +251,7 @@ class Stager:
     async def discard(self, prepared: Union[Prepared, Sequence[str]]) -> List[str]:
         """Remove what was not published, given as such or as the journalled names; returns names to ask for again.
 
-        A cancel ends it before the next storage is asked.
+        A cancel ends it.
         """
         names = prepared.temporaries if isinstance(prepared, Prepared) else list(prepared)
         if not names:
@@ -262,7 +262,7 @@ class Stager:
             for storage in {id(storage): storage for storage in self._storages.values()}.values():
                 stop.check()
                 if (sink := self._sink_of(storage)) is not None:
-                    left += sink.discard(names)
+                    left += sink.discard(names, stop)
             return left
 
         return await run_one(all_sinks)

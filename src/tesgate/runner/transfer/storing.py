@@ -210,7 +210,7 @@ class Storing:
         finally:
             os.close(handle)
 
-    def discard(self, traces: Sequence[str]) -> List[str]:
+    def discard(self, traces: Sequence[str], stop: Stop) -> List[str]:
         """Remove temporary files by their absolute paths; what is gone, or is not such a name, is left alone."""
         left: List[str] = []
         for path in traces:
