@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from tesgate.config import S3Endpoint
-from tesgate.runner.transfer import s3object
+from tesgate.runner.transfer import s3faults
 from tesgate.storage.s3 import credentials
 from tesgate.storage.s3.store import ObjectStore
 from tests.beds.s3 import Servers
@@ -73,7 +73,7 @@ async def test_each_way_signs_what_a_store_takes(s3: Servers, tmp_path: Path, mo
 
 async def test_a_file_that_was_exchanged_is_read_before_a_runner_gives_up(s3: Servers, tmp_path: Path) -> None:
     # A runner whose request is refused asks for another, waits, and asks once more.
-    assert credentials.LOOK_AGAIN < s3object.RENEWAL_PAUSE
+    assert credentials.LOOK_AGAIN < s3faults.RENEWAL_PAUSE
     file = tmp_path / "credentials"
 
     def write(id: str) -> None:

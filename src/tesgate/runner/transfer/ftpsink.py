@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ftplib
-import json
 import logging
 import os
 import threading
@@ -17,13 +16,13 @@ from typing import Callable, Dict, List, Optional, Sequence, Set, Tuple
 
 from ..plan import Output
 from .base import Entry, Item
-from .faults import LeaseLost, PathRefused, StagingError, Stopped, os_fault
+from .faults import LeaseLost, PathRefused, StagingError, os_fault
 from .ftpattempt import FtpAttempt
 from .ftpdata import Progress, send
 from .ftpfaults import FtpPassing, FtpRefused, code_of
+from .ftpleft import discard_left
 from .ftpmany import alike, rename_many, send_many
 from .ftprename import (
-    TRACE,
     FtpItem,
     NotTaken,
     aside_name,
@@ -31,14 +30,13 @@ from .ftprename import (
     can_tell,
     joined,
     parent_of,
-    remove_left,
     rename_item,
     size_or_none,
 )
 from .ftpsession import FtpSession
 from .ftptree import is_there
 from .ftpurl import FtpUrl, is_line, read_url, split_target
-from .paths import is_temporary, temporary_name
+from .paths import temporary_name
 from .runs import runs
 from .threads import Stop, parallel
 from .urls import printable, redact
@@ -49,8 +47,6 @@ __all__ = ["FtpSink"]
 _log = logging.getLogger(__name__)
 
 _AT_A_TIME = 4
-_DISCARD_SECONDS = 60.0
-_DISCARD_TRIES = 3
 _LARGEST_CA = 64 << 10
 """Letters of certificates that are journalled. With more the system's authorities are taken afterwards."""
 
@@ -368,52 +364,7 @@ class FtpSink:
 
     def discard(self, traces: Sequence[str], stop: Stop) -> List[str]:
         """Remove temporary files by their traces. A server that does not answer is logged."""
-        found: Dict[Tuple[str, str], Tuple[FtpUrl, str, Dict[str, Set[str]], Dict[str, str]]] = {}
-        of: Dict[Tuple[str, str], List[str]] = {}
-        left: List[str] = []
-        for trace in traces:
-            if not trace.startswith(TRACE):
-                continue
-            server, path, name, *more = json.loads(trace[len(TRACE) :])
-            habits = more[0] if more else {}  # none in journals of runners before this one
-            try:
-                spot, url = self._belongs(server, path)
-            except StagingError:
-                continue
-            if is_temporary(name):
-                _, _, names, known = found.setdefault((server, url), (spot, url, {}, {}))
-                names.setdefault(path, set()).add(name)
-                required = "required" in (known.get("tls"), habits.get("tls"))
-                known.update(habits, **({"tls": "required"} if required else {}))
-                of.setdefault((server, url), []).append(trace)
-        if not found:
-            return left
-        limit = Stop()
-        wish = stop.add(limit.set)
-        timer = threading.Timer(_DISCARD_SECONDS, limit.set)
-        timer.daemon = True
-        timer.start()
-        try:
-            for key, (spot, url, names, known) in found.items():
-                try:
-                    self._attempt.act(
-                        spot,
-                        url,
-                        "temporary files",
-                        partial(remove_left, names=names),
-                        limit,
-                        tries=_DISCARD_TRIES,
-                        alone=known,
-                    )
-                except (StagingError, Stopped) as error:
-                    _log.warning("temporary files of outputs may be left at %s: %s", spot.server, error)
-                    if isinstance(error, Stopped) or error.transient:
-                        left += of[key]
-        finally:
-            timer.cancel()
-            stop.remove(wish)
-            self._attempt.close()
-        return left
+        return discard_left(self._attempt, self._belongs, traces, stop)
 
 
 def _nothing(item: FtpItem) -> int:

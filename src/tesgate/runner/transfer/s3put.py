@@ -9,8 +9,8 @@ from ..access import Fault
 from .connect import HttpSettings
 from .faults import StagingError
 from .s3access import Presigned
+from .s3faults import RENEWAL_PAUSE, Expired, Pauses, Trouble, refusal
 from .s3http import Connections, NotTrusted
-from .s3object import RENEWAL_PAUSE, Expired, Pauses, Trouble, refusal
 from .s3sums import Digest, Sum
 from .s3wire import Answer, Broken, FilePart
 from .threads import Stop

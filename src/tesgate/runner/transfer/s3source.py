@@ -15,6 +15,7 @@ from ..access import Fault, Found, ListQuestion, Page
 from ..plan import Input
 from .base import Source, Staging, Storage
 from .connect import HttpSettings
+from .directories import Directories
 from .faults import PathRefused, StagingError, os_fault
 from .http import Downloader
 from .logins import can_be_sent
@@ -34,7 +35,6 @@ KEPT_SIGNED = 4096
 """Requests that are held until they are used; with more inputs the later ones are asked for again, in batches."""
 PAGE = 500
 _NAME_BYTES = 255
-_OPEN_DIRECTORIES = 16
 
 
 class ObjectSource(Renewer):
@@ -221,7 +221,7 @@ class ObjectSource(Renewer):
     def _directory(self, item: Input, place: List[str], kind: str, stop: Stop) -> List[str]:
         url = item.url or ""
         listed = _Listed()
-        directories = _Directories(self._scratch)
+        directories = Directories(self._scratch)
         try:
             with self._scratch.directory(place):
                 pass
@@ -241,7 +241,7 @@ class ObjectSource(Renewer):
         return listed.notes
 
     def _calls(
-        self, item: Input, url: str, place: List[str], directories: _Directories, listed: _Listed
+        self, item: Input, url: str, place: List[str], directories: Directories, listed: _Listed
     ) -> Iterator[Callable[[], None]]:
         """Yield one call for each object; no more than two pages of them are held."""
         for asked, page in ahead(self._pages(url), self._stop):
@@ -270,11 +270,11 @@ class ObjectSource(Renewer):
                 raise StagingError("input %s: the listing does not come to its end." % redact(url), transient=True)
             after = page.after
 
-    def _marker(self, url: str, name: str, parts: List[str], directories: _Directories) -> None:
+    def _marker(self, url: str, name: str, parts: List[str], directories: Directories) -> None:
         with _clash(url, name), directories.opened(parts):
             pass
 
-    def _member(self, item: Input, remote: Remote, name: str, parts: List[str], directories: _Directories) -> None:
+    def _member(self, item: Input, remote: Remote, name: str, parts: List[str], directories: Directories) -> None:
         with _clash(item.url or "", name), directories.opened(parts[:-1]) as parent:
             with self._scratch.new_file_in(parent, parts[-1], _mode(item)) as handle:
                 self._fetch(remote, handle)
@@ -295,71 +295,6 @@ class _Listed:
 
     def __post_init__(self) -> None:
         self.notes: List[str] = []
-
-
-class _Held:
-    """A directory that is open, and how many use it."""
-
-    def __init__(self, handle: int) -> None:
-        self.handle = handle
-        self.users = 0
-        self.dropped = False
-
-
-class _Directories:
-    """Directories of the scratch that are held open while objects go into them, the latest ones."""
-
-    def __init__(self, scratch: Scratch) -> None:
-        self._scratch = scratch
-        self._lock = threading.Lock()
-        self._open: OrderedDict[Tuple[str, ...], _Held] = OrderedDict()
-
-    @contextmanager
-    def opened(self, parts: List[str]) -> Iterator[int]:
-        """Open one, made with its parents, for as long as this lasts."""
-        key = tuple(parts)
-        held = self._taken(key, None)
-        if held is None:
-            with self._scratch.directory(parts) as here:
-                handle = os.dup(here)
-            held = self._taken(key, handle)
-            assert held is not None
-        try:
-            yield held.handle
-        finally:
-            with self._lock:
-                held.users -= 1
-                over = held.dropped and not held.users
-            if over:
-                os.close(held.handle)
-
-    def _taken(self, key: Tuple[str, ...], handle: Optional[int]) -> Optional[_Held]:
-        gone: List[int] = []
-        with self._lock:
-            held = self._open.get(key)
-            if held is None and handle is not None:
-                held = self._open[key] = _Held(handle)
-                while len(self._open) > _OPEN_DIRECTORIES:
-                    gone += self._dropped(self._open.popitem(last=False)[1])
-            elif handle is not None:
-                gone.append(handle)  # another thread was faster
-            if held is not None:
-                held.users += 1
-        for each in gone:
-            os.close(each)
-        return held
-
-    def _dropped(self, held: _Held) -> List[int]:
-        held.dropped = True
-        return [] if held.users else [held.handle]
-
-    def close(self) -> None:
-        """Once nobody uses them any more."""
-        with self._lock:
-            kept = [each for held in self._open.values() for each in self._dropped(held)]
-            self._open.clear()
-        for each in kept:
-            os.close(each)
 
 
 @contextmanager

@@ -16,10 +16,11 @@ from aiohttp import ClientError as HttpError
 from botocore.exceptions import BotoCoreError
 
 from tesgate.errors import Unavailable
+from tesgate.storage.s3 import multiparts
 from tesgate.storage.s3.store import ObjectStore, StoreFault
 from tesgate.storage.s3.urls import Location
 
-__all__ = ["SPAN", "TAKEN", "UNKNOWN", "Prefix", "translated", "within_span"]
+__all__ = ["LEFT", "SPAN", "TAKEN", "UNKNOWN", "Prefix", "translated", "within_span"]
 
 log = structlog.get_logger(__name__)
 
@@ -27,6 +28,8 @@ SPAN = 20.0
 """Seconds that one write may take; the runner waits 30, and sends again."""
 AT_ONCE = 8
 """Objects that are removed at a time."""
+LEFT = 3600.0
+"""Seconds after which an upload of ours that is not completed is nobody's any more."""
 TAKEN = frozenset(("PreconditionFailed", "ConditionalRequestConflict", "412", "409"))
 """A condition was not met: somebody else was first."""
 UNKNOWN = frozenset(("NotImplemented", "501"))
@@ -115,6 +118,7 @@ class Prefix:
 
     async def put_parts(self, key: str, bodies: AsyncGenerator[bytes], **condition: Any) -> None:
         """As `put`, of an object that is large: one part of a multipart upload for each of `bodies`."""
+        await self._abort_left(key)
         begun = await self._store.call("create_multipart_upload", self._bucket, Key=key, **self._kept())
         upload = {"Key": key, "UploadId": begun["UploadId"]}
         try:
@@ -131,6 +135,15 @@ class Prefix:
             with anyio.CancelScope(shield=True), anyio.move_on_after(10):
                 await self._abort(upload)
             raise
+
+    async def _abort_left(self, key: str) -> None:
+        """Remove what died in the middle of this: nobody sees its parts, nobody else writes below the prefix."""
+        try:
+            for one in await multiparts.list_uploads(self._store, Location("s3", self._bucket, key)):
+                if one.age > LEFT:
+                    await self._abort({"Key": key, "UploadId": one.id})
+        except StoreFault as error:
+            log.debug("uploads of a log cannot be listed", key=key, why=error.why)
 
     async def _abort(self, upload: dict[str, Any]) -> None:
         try:
