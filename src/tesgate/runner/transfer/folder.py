@@ -65,9 +65,9 @@ class Folder:
         return join(self.entry.url, [name])
 
     @contextmanager
-    def opened(self, parent: int, name: str) -> Iterator[int]:
-        """Open one, in its open directory. Raises `PathRefused`, OSError."""
-        handle = open_file(parent, name)
+    def opened(self, parent: int, name: str, *, ours: bool) -> Iterator[int]:
+        """Open one, in its open directory. `ours`: see `open_dir`. Raises `PathRefused`, OSError."""
+        handle = open_file(parent, name, ours=ours)
         try:
             if os.fstat(handle).st_dev != self.device:
                 raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), name)

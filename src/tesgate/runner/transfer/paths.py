@@ -9,7 +9,7 @@ import stat
 from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Deque, Iterator, List, Optional, Sequence, Tuple
+from typing import Callable, Deque, Iterator, List, Optional, Sequence, Tuple
 
 from ..report import Root
 from .faults import PathRefused
@@ -54,32 +54,61 @@ def split(path: str) -> List[str]:
     return parts
 
 
-def open_dir(base: int, parts: Sequence[str]) -> int:
-    """Open a directory beneath the descriptor `base`; no component may be a symbolic link."""
+def open_dir(base: int, parts: Sequence[str], *, ours: bool = False) -> int:
+    """Open a directory beneath the descriptor `base`; no component may be a symbolic link.
+
+    `ours`: whatever of it is our user's is opened also where its mode forbids that, which then changes.
+    """
     here = os.open(".", _DIR, dir_fd=base)
     for part in parts:
         try:
-            inner = os.open(part, _DIR, dir_fd=here)
+            try:
+                inner = os.open(part, _DIR, dir_fd=here)
+            except PermissionError:
+                if not ours or not _unlock(here, part, stat.S_ISDIR, 0o700):
+                    raise
+                inner = os.open(part, _DIR, dir_fd=here)
         finally:
             os.close(here)
         here = inner
     return here
 
 
-def open_file(parent: int, name: str, expected: Optional[os.stat_result] = None) -> int:
+def open_file(parent: int, name: str, expected: Optional[os.stat_result] = None, *, ours: bool = False) -> int:
     """Open a regular file in a directory for reading; a FIFO or a device is never opened.
 
-    `expected` is the file that was looked at before; another one in its place is refused.
+    `expected` is the file that was looked at before; another one in its place is refused. `ours`: see `open_dir`.
     """
     seen = expected if expected is not None else os.stat(name, dir_fd=parent, follow_symlinks=False)
     if not stat.S_ISREG(seen.st_mode):
         raise PathRefused("is not a regular file")
-    handle = os.open(name, _FILE, dir_fd=parent)
+    try:
+        handle = os.open(name, _FILE, dir_fd=parent)
+    except PermissionError:
+        if not ours or not _unlock(parent, name, stat.S_ISREG, 0o400):
+            raise
+        handle = os.open(name, _FILE, dir_fd=parent)
     info = os.fstat(handle)
     if (info.st_dev, info.st_ino) != (seen.st_dev, seen.st_ino):
         os.close(handle)
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), name)
     return handle
+
+
+def _unlock(parent: int, name: str, kind: Callable[[int], bool], mode: int) -> bool:
+    """Give our user these rights on what is his already: a task may have closed it, and root alone would not notice.
+
+    Not on a file that has another name: that could lie anywhere.
+    """
+    place = os.open(name, _PATH, dir_fd=parent)
+    try:
+        info = os.fstat(place)
+        if info.st_uid != os.geteuid() or not kind(info.st_mode) or (mode == 0o400 and info.st_nlink != 1):
+            return False
+        os.chmod("/proc/self/fd/%d" % place, stat.S_IMODE(info.st_mode) & 0o777 | mode)
+        return True
+    finally:
+        os.close(place)
 
 
 def owned_dirs(base: int, parts: Sequence[str], mode: int, owner: Optional[Tuple[int, int]] = None) -> int:

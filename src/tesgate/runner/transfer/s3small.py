@@ -93,11 +93,12 @@ class ObjectFolder(Item):
         """Open each, as long as nothing is visible yet. Raises `StagingError`, `Stopped`."""
         path = self.entry.path
         try:
+            ours = view.is_ours(self.entry.node)
             with as_changed(), view.directory(self.entry.node) as parent:
                 for name, state in self.folder:
                     stop.check()
                     path = self.folder.path_of(name)
-                    with self.folder.opened(parent, name) as handle:
+                    with self.folder.opened(parent, name, ours=ours) as handle:
                         if state_of(os.fstat(handle)) != state:
                             raise Changed
         except (Changed, PathRefused, OSError) as error:
@@ -107,6 +108,7 @@ class ObjectFolder(Item):
         """Those that are not stored yet, read. Raises `StagingError`, `Stopped`."""
         path = self.entry.path
         try:
+            ours = view.is_ours(self.entry.node)
             with as_changed(), view.directory(self.entry.node) as parent:
                 for index, (name, state) in enumerate(self.folder):
                     if self._stored[index]:
@@ -120,7 +122,7 @@ class ObjectFolder(Item):
                         opened=partial(self._opened, view, name),
                         stored=partial(self._stored.__setitem__, index, 1),
                     )
-                    with self.folder.opened(parent, name) as handle:
+                    with self.folder.opened(parent, name, ours=ours) as handle:
                         small.read(handle, stop)
                     yield small
         except (Changed, PathRefused, OSError) as error:
@@ -128,8 +130,10 @@ class ObjectFolder(Item):
 
     @contextmanager
     def _opened(self, view: View, name: str) -> Iterator[int]:
-        with as_changed(), view.directory(self.entry.node) as parent, self.folder.opened(parent, name) as handle:
-            yield handle
+        ours = view.is_ours(self.entry.node)
+        with as_changed(), view.directory(self.entry.node) as parent:
+            with self.folder.opened(parent, name, ours=ours) as handle:
+                yield handle
 
 
 class SmallSender:

@@ -108,7 +108,7 @@ class Storing:
             try:
                 _unlink(item.temporary, target_dir)
                 mode = copied_mode(os.fstat(source).st_mode, 0o666 & ~self._umask)
-                ours = view.host(item.entry.node)[:1] == ("rw",)
+                ours = view.is_ours(item.entry.node)
                 if self._link and ours and self._adopt(parent, name, source, target_dir, item.temporary, mode):
                     if self._durable:
                         os.fsync(source)

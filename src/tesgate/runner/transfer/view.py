@@ -59,6 +59,10 @@ def _locate(parts: _Parts, mounts: Dict[_Parts, _Parts]) -> _Parts:
     return mounts.get((), ("rw",)) + parts
 
 
+def _ours(host: _Parts) -> bool:
+    return host[:1] == ("rw",)
+
+
 def host_path(path: str, mounts: Sequence[Mount]) -> str:
     """Return where a container path lies below the attempt's directory: by the longest mount, else in ``rw/``."""
     return "/".join(_locate(_split(path), {_split(mount.target): _split(mount.source) for mount in mounts}))
@@ -85,6 +89,10 @@ class View:
     def host(self, node: Node) -> _Parts:
         """Return where a node lies, relative to the attempt's directory."""
         return _locate(node.path, self._mounts)
+
+    def is_ours(self, node: Node) -> bool:
+        """Whether it lies where the task alone has written, and nothing is anybody else's."""
+        return _ours(self.host(node))
 
     @contextmanager
     def _live(self, parts: _Parts) -> Iterator[Found]:
@@ -115,7 +123,7 @@ class View:
             return
         base = os.open(self._dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            handle = open_dir(base, parts)
+            handle = open_dir(base, parts, ours=_ours(parts))
         finally:
             os.close(base)
         try:
@@ -136,7 +144,7 @@ class View:
                     os.close(handle)
             return
         with self._directory(host[:-1]) as parent:
-            handle = open_file(parent, host[-1], node.info)
+            handle = open_file(parent, host[-1], node.info, ours=_ours(host))
             try:
                 yield parent, host[-1], handle
             finally:
